@@ -1,0 +1,199 @@
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"os"
+	"strings"
+	"time"
+)
+
+// pageSize is how many rows List reads at a time. Between pages no
+// transaction is open: one would keep the -wal file from being reused.
+const pageSize = 1000
+
+// Get returns one row, and whether there is one.
+func (r *Registry) Get(ctx context.Context, key Key) (Registration, bool, error) {
+	reg, err := scanRow(r.readers.QueryRowContext(ctx, sqlSelect, key.User, key.Server))
+	if errors.Is(err, sql.ErrNoRows) {
+		return Registration{}, false, nil
+	}
+	if err != nil {
+		return Registration{}, false, explain(r.path, "get", err)
+	}
+	return reg, true, nil
+}
+
+// Lookup returns the user's rows on all servers, in the order of their names.
+func (r *Registry) Lookup(ctx context.Context, user string) ([]Registration, error) {
+	return r.query(ctx, nil, "look up", `SELECT `+columns+` FROM registrations WHERE username = $1 ORDER BY server`, user)
+}
+
+// Filter chooses rows to List. The zero Filter chooses all.
+type Filter struct {
+	Server string // only this server; empty: all
+	State  State  // only this state; empty: all
+	After  Key    // only rows that come after this key
+}
+
+// List streams rows in the order of user and server, compared byte by byte.
+// It holds one page of 1,000 rows in memory and no transaction between pages:
+// a row that changes meanwhile is seen either as it was or as it is. An error,
+// ctx's included, comes last.
+func (r *Registry) List(ctx context.Context, f Filter) iter.Seq2[Registration, error] {
+	return func(yield func(Registration, error) bool) {
+		after := f.After
+		var page []Registration
+		for {
+			var err error
+			page, err = r.query(ctx, page[:0], "list", `
+				SELECT `+columns+` FROM registrations
+				WHERE (username, server) > ($1, $2) AND ($3 = '' OR server = $3) AND ($4 = '' OR state = $4)
+				ORDER BY username, server LIMIT $5`,
+				after.User, after.Server, f.Server, string(f.State), pageSize)
+			if err != nil {
+				yield(Registration{}, err)
+				return
+			}
+			for _, reg := range page {
+				if err := ctx.Err(); err != nil {
+					yield(Registration{}, explain(r.path, "list", err))
+					return
+				}
+				if !yield(reg, nil) {
+					return
+				}
+			}
+			if len(page) < pageSize {
+				return
+			}
+			after = page[len(page)-1].Key()
+		}
+	}
+}
+
+// Due returns up to limit rows whose time has come and that nobody works on,
+// longest due first. An empty server means all.
+func (r *Registry) Due(ctx context.Context, server string, limit int) ([]Registration, error) {
+	now := r.now()
+	return r.query(ctx, nil, "find what is due", `
+		SELECT `+columns+` FROM registrations
+		WHERE next_at <= $1 AND ($2 = '' OR server = $2)
+			AND (claimed_by = '' OR claimed_until <= $1 OR claimed_until > $3)
+		ORDER BY next_at LIMIT $4`,
+		millis(now), server, millis(now.Add(MaxClaim)), max(limit, 0))
+}
+
+// NextDue returns when the next row is due, which may be in the past, and
+// whether there is one. An empty server means all.
+func (r *Registry) NextDue(ctx context.Context, server string) (time.Time, bool, error) {
+	var next any
+	err := r.readers.QueryRowContext(ctx, `
+		SELECT next_at FROM registrations WHERE next_at IS NOT NULL AND ($1 = '' OR server = $1)
+		ORDER BY next_at LIMIT 1`, server).Scan(&next)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return time.Time{}, false, explain(r.path, "find what is due next", err)
+	}
+	return fromMillis(next), next != nil, nil
+}
+
+// Count is how many rows of a server are in a state.
+type Count struct {
+	Server string
+	State  State
+	N      int64
+}
+
+// Counts counts the rows by server and state, in that order, without zeros.
+func (r *Registry) Counts(ctx context.Context) (_ []Count, err error) {
+	rows, err := r.readers.QueryContext(ctx, `
+		SELECT server, state, count(*) FROM registrations GROUP BY server, state ORDER BY server, state`)
+	if err != nil {
+		return nil, explain(r.path, "count", err)
+	}
+	defer rows.Close()
+	var counts []Count
+	for rows.Next() {
+		var c Count
+		if err := rows.Scan(&c.Server, &c.State, &c.N); err != nil {
+			return nil, explain(r.path, "count", err)
+		}
+		counts = append(counts, c)
+	}
+	return counts, explain(r.path, "count", rows.Err())
+}
+
+// Check reads the whole file and verifies it: that it is still the file that
+// was opened, that nobody else can read it, and that it is sound. It fails as
+// Open does, with SQLite's findings, or with fs.ErrNotExist if the file is gone.
+func (r *Registry) Check(ctx context.Context) (err error) {
+	info, err := inspectFile(r.path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, r.file):
+		return fmt.Errorf("registry %s: check: the file was removed or replaced while dovepush ran, which still uses the old one; restart dovepush: %w", r.path, fs.ErrNotExist)
+	case err != nil:
+		return err
+	}
+	// A connection of its own sees the file as it now is on the disk, not as
+	// pages cached earlier.
+	db, err := r.openPool(1, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, explain(r.path, "check", db.Close())) }()
+
+	if _, err := schemaVersion(ctx, db, r.path, len(r.steps)); err != nil {
+		return err
+	}
+	findings, err := integrity(ctx, db)
+	if err != nil {
+		return explain(r.path, "check", err)
+	}
+	if len(findings) > 0 {
+		return &problem{class: ErrCorrupt, text: fmt.Sprintf("registry %s: check: %v: %s; %s",
+			r.path, ErrCorrupt, strings.Join(findings, "; "), remedy(ErrCorrupt, r.path))}
+	}
+	return nil
+}
+
+// integrity returns at most ten findings, none if all is well.
+// https://www.sqlite.org/pragma.html#pragma_integrity_check
+func integrity(ctx context.Context, db *sql.DB) ([]string, error) {
+	rows, err := db.QueryContext(ctx, "PRAGMA integrity_check(10)")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var findings []string
+	for rows.Next() {
+		var line string
+		if err := rows.Scan(&line); err != nil {
+			return nil, err
+		}
+		if line != "ok" {
+			findings = append(findings, line)
+		}
+	}
+	return findings, rows.Err()
+}
+
+// query appends to regs all rows of columns that a statement yields.
+func (r *Registry) query(ctx context.Context, regs []Registration, op, query string, args ...any) ([]Registration, error) {
+	rows, err := r.readers.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, explain(r.path, op, err)
+	}
+	defer rows.Close()
+	for reader := newRowReader(); rows.Next(); {
+		reg, err := reader.read(rows.Scan)
+		if err != nil {
+			return nil, explain(r.path, op, err)
+		}
+		regs = append(regs, reg)
+	}
+	return regs, explain(r.path, op, rows.Err())
+}

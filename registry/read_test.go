@@ -1,0 +1,282 @@
+package registry
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestRegistrationInJSON(t *testing.T) {
+	full := Registration{
+		User: "alice", Server: "main", Identity: "3@7", Value: "user=3@7", Wanted: Present, State: Failed,
+		ExpiresAt: noon, Attempts: 2, NextAt: noon, WrittenAt: noon, VerifiedAt: noon, ProvenAt: noon.Add(time.Millisecond),
+		Error: &Failure{Kind: "user", Message: "no such user"},
+		Force: true, Written: []string{"x"}, Revision: 9, ClaimedBy: "agent", ClaimedUntil: noon,
+	}
+	for want, reg := range map[string]Registration{
+		`{"user":"alice","server":"main","identity":"3@7","value":"user=3@7","wanted":"present","state":"failed",` +
+			`"expires_at":"2026-03-01T12:00:00Z","attempts":2,"next_at":"2026-03-01T12:00:00Z","written_at":"2026-03-01T12:00:00Z",` +
+			`"verified_at":"2026-03-01T12:00:00Z","proven_at":"2026-03-01T12:00:00.001Z","error":{"kind":"user","message":"no such user"}}`: full,
+		`{"user":"bob","server":"main","wanted":"absent","state":"removing","attempts":0}`: {User: "bob", Server: "main", Wanted: Absent, State: Removing},
+	} {
+		got, err := json.Marshal(reg)
+		if err != nil || string(got) != want {
+			t.Errorf("got  %s, error %v\nwant %s", got, err, want)
+		}
+	}
+}
+
+func TestWrittenValuesComeBackAsTheyWent(t *testing.T) {
+	r, _ := fresh(t)
+	for _, value := range []string{`a`, `a"b`, `a\b`, `a\"`, `","`, "a\tb", "<&>", "ä", `["a"]`, `\u0041`, "\u2028", `a","b`, `\t`} {
+		intend(t, r, present(alice, value))
+		reg := take(t, r, alice, "agent")
+		for _, written := range [][]string{{value}, {value, "x"}, {"x", value}, {"x"}, {"a", "b"}, {"\t"}} {
+			record(t, r, "agent", Result{Key: alice, Revision: reg.Revision, State: Registered, Written: written})
+			if diff := cmp.Diff(written, get(t, r, alice).Written); diff != "" {
+				t.Errorf("%q: %s", value, diff)
+			}
+			take(t, r, alice, "agent")
+		}
+	}
+}
+
+func TestTimesComeBackInUTCToTheMillisecond(t *testing.T) {
+	r, _ := fresh(t)
+	at := time.Date(2027, 7, 1, 9, 30, 0, 123_456_789, time.FixedZone("CEST", 2*3600))
+	intend(t, r, Intent{Key: alice, Value: "user=alice", Wanted: Present, ExpiresAt: at})
+	got := get(t, r, alice).ExpiresAt
+	if want := at.Truncate(time.Millisecond).UTC(); got != want {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func TestParseState(t *testing.T) {
+	for _, s := range []State{Pending, Registered, Removing, Conflict, Failed} {
+		if got, err := ParseState(string(s)); got != s || err != nil {
+			t.Errorf("%q: %q, %v", s, got, err)
+		}
+	}
+	for _, s := range []string{"", "Pending", "pending ", "absent"} {
+		if _, err := ParseState(s); err == nil {
+			t.Errorf("%q was taken", s)
+		}
+	}
+}
+
+// seed fills in n rows user-0000000 and so on, quickly.
+func seed(t testing.TB, r *Registry, n int) {
+	t.Helper()
+	_, err := r.writer.db.ExecContext(t.Context(), `
+		WITH RECURSIVE seq(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM seq WHERE i + 1 < $1)
+		INSERT INTO registrations (`+columns+`)
+		SELECT u, 'main', '', 'user=' || u, 'present', 'registered', NULL, 0,
+			1000 * i, 0, 0, NULL, '', '', 0, '["user=' || u || '"]', 1, '', NULL
+		FROM (SELECT i, printf('user-%07d', i) AS u FROM seq)`, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestListStreamsInByteOrderOverManyPages(t *testing.T) {
+	r, _ := fresh(t)
+	seed(t, r, 2*pageSize) // the last page is empty
+	for _, user := range []string{"Zoe", "user-0000999!", "ä"} {
+		intend(t, r, present(Key{User: user, Server: "b"}, "v"), present(Key{User: user, Server: "a"}, "v"))
+	}
+	regs := all(t, r, Filter{})
+	if len(regs) != 2*pageSize+6 {
+		t.Errorf("%d rows", len(regs))
+	}
+	if !slices.IsSortedFunc(regs, func(a, b Registration) int {
+		return slices.Compare([]string{a.User, a.Server}, []string{b.User, b.Server})
+	}) {
+		t.Error("not in byte order")
+	}
+	if regs[0].User != "Zoe" || regs[len(regs)-1].Key() != (Key{"ä", "b"}) {
+		t.Errorf("from %v to %v", regs[0].Key(), regs[len(regs)-1].Key())
+	}
+}
+
+func TestListFilters(t *testing.T) {
+	r, _ := fresh(t)
+	for _, user := range []string{"a", "b", "c"} {
+		intend(t, r, present(Key{user, "one"}, "v"), present(Key{user, "two"}, "v"))
+	}
+	intend(t, r, absent(Key{"b", "two"}))
+	for name, tc := range map[string]struct {
+		f    Filter
+		want []Key
+	}{
+		"server":              {Filter{Server: "two"}, []Key{{"a", "two"}, {"b", "two"}, {"c", "two"}}},
+		"state":               {Filter{State: Removing}, []Key{{"b", "two"}}},
+		"both":                {Filter{Server: "one", State: Removing}, nil},
+		"after a row":         {Filter{After: Key{"b", "one"}}, []Key{{"b", "two"}, {"c", "one"}, {"c", "two"}}},
+		"after a missing row": {Filter{After: Key{"bb", ""}}, []Key{{"c", "one"}, {"c", "two"}}},
+		"after the last":      {Filter{After: Key{"c", "two"}}, nil},
+	} {
+		var got []Key
+		for _, reg := range all(t, r, tc.f) {
+			got = append(got, reg.Key())
+		}
+		if diff := cmp.Diff(tc.want, got); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
+
+func TestListStopsWithItsContextAndWithItsCaller(t *testing.T) {
+	r, _ := fresh(t)
+	seed(t, r, 10)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var n int
+	var last error
+	for _, err := range r.List(ctx, Filter{}) {
+		n++
+		last = err
+		cancel()
+	}
+	if n != 2 || !errors.Is(last, context.Canceled) {
+		t.Errorf("%d steps, last error %v", n, last)
+	}
+	for range r.List(t.Context(), Filter{}) {
+		break
+	}
+}
+
+func TestListHoldsNoTransactionWhileItsCallerWorks(t *testing.T) {
+	r, _ := fresh(t)
+	seed(t, r, 10)
+	for reg, err := range r.List(t.Context(), Filter{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		take(t, r, reg.Key(), "agent")
+		// A checkpoint of all, with nobody in the way, is possible only then.
+		var busy, log, done int
+		if err := r.writer.db.QueryRowContext(t.Context(), "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &log, &done); err != nil || busy != 0 {
+			t.Fatalf("busy %d, error %v", busy, err)
+		}
+	}
+}
+
+func TestListOf200000RowsTakesTheMemoryOfAPage(t *testing.T) {
+	const bound = 16 << 20 // all rows would take about 100 MiB
+	rows := 200_000
+	if testing.Short() {
+		rows = 60_000
+	}
+	r, _ := fresh(t)
+	// Only to fill it faster: under -race each row takes its time.
+	for _, index := range []string{"due", "claimed", "identity", "state"} {
+		exec1(t, r.writer.db, "DROP INDEX registrations_"+index)
+	}
+	exec1(t, r.writer.db, "PRAGMA ignore_check_constraints = ON")
+	seed(t, r, rows)
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before, most, n := heap(), uint64(0), 0
+	for _, err := range r.List(t.Context(), Filter{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n++; n%10_000 == 0 {
+			most = max(most, heap())
+		}
+	}
+	if n != rows {
+		t.Errorf("%d rows", n)
+	}
+	if most > before+bound {
+		t.Errorf("the heap grew by %d MiB", (most-before)>>20)
+	}
+}
+
+func TestLookupFindsTheUserOnAllServers(t *testing.T) {
+	r, _ := fresh(t)
+	intend(t, r, present(Key{"alice", "two"}, "v"), present(Key{"alice", "one"}, "v"), present(Key{"alicf", "one"}, "v"))
+	regs, err := r.Lookup(t.Context(), "alice")
+	if err != nil || len(regs) != 2 || regs[0].Server != "one" || regs[1].Server != "two" {
+		t.Errorf("%+v, %v", regs, err)
+	}
+}
+
+func TestCounts(t *testing.T) {
+	r, _ := fresh(t)
+	seed(t, r, 3)
+	intend(t, r, absent(Key{"user-0000001", "main"}), present(Key{"x", "far"}, "v"))
+	got, err := r.Counts(t.Context())
+	want := []Count{{"far", Pending, 1}, {"main", Registered, 2}, {"main", Removing, 1}}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+}
+
+func TestDueReturnsWhatNobodyWorksOnLongestDueFirst(t *testing.T) {
+	r, c := fresh(t)
+	for i, user := range []string{"late", "later", "claimed", "settled"} {
+		intend(t, r, present(Key{user, "main"}, "v"), present(Key{fmt.Sprint("far", i), "far"}, "v"))
+		c.advance(time.Minute)
+	}
+	now := c.now()
+	if _, _, err := r.Claim(t.Context(), Key{"claimed", "main"}, "agent", now.Add(time.Minute), now); err != nil {
+		t.Fatal(err)
+	}
+	reg := take(t, r, Key{"settled", "main"}, "agent")
+	record(t, r, "agent", Result{Key: reg.Key(), Revision: 1, State: Registered})
+
+	users := func(server string, limit int) (got []string) {
+		regs, err := r.Due(t.Context(), server, limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, reg := range regs {
+			got = append(got, reg.User)
+		}
+		return got
+	}
+	if diff := cmp.Diff([]string{"late", "later"}, users("main", 9)); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]string{"late"}, users("main", 1)); diff != "" {
+		t.Error(diff)
+	}
+	if got := users("", 99); len(got) != 6 {
+		t.Errorf("on all servers: %q", got)
+	}
+	c.advance(time.Minute) // the claim ends
+	if diff := cmp.Diff([]string{"late", "later", "claimed"}, users("main", 9)); diff != "" {
+		t.Error(diff)
+	}
+	c.advance(-time.Hour)
+	if got := users("", 99); len(got) != 0 {
+		t.Errorf("due before their time: %q", got)
+	}
+}
+
+func TestNextDue(t *testing.T) {
+	r, c := fresh(t)
+	if _, ok, err := r.NextDue(t.Context(), ""); ok || err != nil {
+		t.Errorf("empty: %v, %v", ok, err)
+	}
+	intend(t, r, present(Key{"a", "main"}, "v"))
+	c.advance(-time.Hour)
+	intend(t, r, present(Key{"a", "far"}, "v"))
+	for server, want := range map[string]time.Time{"": noon.Add(-time.Hour), "far": noon.Add(-time.Hour), "main": noon} {
+		if got, ok, err := r.NextDue(t.Context(), server); !got.Equal(want) || !ok || err != nil {
+			t.Errorf("%q: %v, %v, %v", server, got, ok, err)
+		}
+	}
+}
