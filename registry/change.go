@@ -117,7 +117,8 @@ func (r *Registry) Intend(ctx context.Context, intents ...Intent) error {
 // network is touched. It counts the attempt, and sets when to look again
 // should nothing ever be recorded. If the entry should be present, its value
 // is counted as written from now on: who dies between writing and recording
-// must still know it as ours.
+// must still know it as ours. A registration that has expired is turned into
+// one that should be absent first.
 //
 // The row is returned as it is afterwards, unless it is Missing. An owner may
 // claim its own row again.
@@ -152,6 +153,11 @@ func (r *Registry) claim(ctx context.Context, tx transaction, key Key, owner str
 	if most := now.Add(MaxClaim); until.After(most) {
 		until = most
 	}
+	if reg.Wanted == Present && !reg.ExpiresAt.IsZero() && !reg.ExpiresAt.After(now) {
+		if reg, err = expire(ctx, tx, reg, now); err != nil {
+			return Registration{}, Missing, err
+		}
+	}
 	reg.Attempts++
 	reg.ClaimedBy, reg.ClaimedUntil, reg.NextAt = owner, stored(until), stored(retryAt)
 	if reg.Wanted == Present && !slices.Contains(reg.Written, reg.Value) {
@@ -163,6 +169,16 @@ func (r *Registry) claim(ctx context.Context, tx transaction, key Key, owner str
 	}
 	_, err = tx.exec(ctx, sqlClaim, key.User, key.Server, millis(retryAt), owner, millis(until), written)
 	return reg, Taken, err
+}
+
+// expire makes an expired registration one that should be absent, as an Intent
+// would. Nobody can renew it in between.
+func expire(ctx context.Context, tx transaction, reg Registration, now time.Time) (Registration, error) {
+	if _, err := tx.exec(ctx, sqlIntend, reg.User, reg.Server, reg.Identity, reg.Value, string(Absent), string(Removing),
+		millis(time.Time{}), millis(now), 0); err != nil {
+		return reg, err
+	}
+	return scanRow(tx.row(ctx, sqlSelect, reg.User, reg.Server))
 }
 
 func (reg Registration) claimRunning(now time.Time) bool {

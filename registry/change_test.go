@@ -278,3 +278,28 @@ func TestCancelledCallChangesNothing(t *testing.T) {
 		t.Errorf("get: error %v", err)
 	}
 }
+
+func TestClaimTurnsAnExpiredRegistrationIntoOneToRemove(t *testing.T) {
+	r, c := fresh(t)
+	until := c.now().Add(time.Hour)
+	in := present(alice, "user=alice")
+	in.ExpiresAt = until
+	intend(t, r, in)
+	before := take(t, r, alice, "agent")
+	if before.Wanted != Present || !before.ExpiresAt.Equal(until) {
+		t.Fatalf("claimed before it expires: %+v", before)
+	}
+	record(t, r, "agent", Result{Key: alice, Revision: before.Revision, State: Registered, NextAt: until})
+	c.advance(time.Hour)
+	after := take(t, r, alice, "agent")
+	if after.Wanted != Absent || after.State != Removing || !after.ExpiresAt.IsZero() || after.Revision <= before.Revision || after.Value != before.Value {
+		t.Errorf("claimed once it has expired: %+v", after)
+	}
+	// Renewed before the claim is recorded, it stays.
+	in.ExpiresAt = c.now().Add(time.Hour)
+	intend(t, r, in)
+	record(t, r, "agent", Result{Key: alice, Revision: after.Revision, Gone: true})
+	if reg := get(t, r, alice); reg.Wanted != Present || reg.State != Pending {
+		t.Errorf("renewed meanwhile: %+v", reg)
+	}
+}
