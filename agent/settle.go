@@ -1,0 +1,193 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"dovepush/imapmeta"
+	"dovepush/registry"
+)
+
+// settle makes one registration's entry what it should be, and is the only way
+// to do so: it claims the row, looks at the entry, does what decide says, and
+// records what came of it. It does nothing on a server whose gate is closed.
+func (a *Agent) settle(ctx context.Context, key registry.Key, g *gates) Result {
+	owner := a.owner()
+	server, ok := a.servers[key.Server]
+	if !ok {
+		return Result{User: key.User, Server: key.Server, Verdict: Failed, Err: fmt.Errorf("%w: server %q is not configured", ErrNoServer, key.Server)}
+	}
+	// Waiting for a turn comes before the claim, which the work must fit in.
+	err := g.pass(ctx, server)
+	var reg registry.Registration
+	if err == nil {
+		reg, err = a.claim(ctx, key, owner, server.Timeout)
+		if err != nil && ctx.Err() != nil { // the claim may have been made nevertheless
+			err = errors.Join(err, a.release(ctx, owner))
+		}
+	}
+	if err != nil {
+		return a.look(ctx, key, Result{User: key.User, Server: key.Server, Verdict: Deferred, Err: err})
+	}
+
+	w := wish{
+		present: reg.Wanted == registry.Present,
+		value:   imapmeta.Value(reg.Value),
+		known:   !reg.WrittenAt.IsZero() || !reg.VerifiedAt.IsZero(),
+		replace: reg.Force || a.Replace && reg.Wanted == registry.Present,
+	}
+	for _, v := range reg.Written {
+		w.written = append(w.written, imapmeta.Value(v))
+	}
+	var verdict Verdict
+	// The claim outlasts the work, whatever the connector's own limit is.
+	working, cancel := context.WithTimeout(ctx, server.Timeout+recordTime)
+	outcome, err := server.Entries.Update(working, key.User, func(have imapmeta.Value) (change imapmeta.Change) {
+		change, verdict = decide(w, have)
+		return change
+	})
+	cancel()
+	g.tried(key.Server, err)
+	if err != nil {
+		verdict = Failed
+		if imapmeta.KindOf(err) != imapmeta.User {
+			verdict = Deferred
+		}
+	}
+	record := a.conclude(reg, verdict, outcome, err)
+	if !reg.ExpiresAt.IsZero() && reg.ExpiresAt.Before(record.NextAt) {
+		record.NextAt = reg.ExpiresAt // whatever became of it, it expires in time
+	}
+	return a.record(ctx, owner, record, Result{User: key.User, Server: key.Server, Verdict: verdict, Err: err})
+}
+
+// claim waits until the row is ours.
+func (a *Agent) claim(ctx context.Context, key registry.Key, owner string, timeout time.Duration) (registry.Registration, error) {
+	waiting := false
+	for {
+		now := a.Now()
+		until := now.Add(timeout + claimSlack)
+		// Should we die before recording, nobody looks again before the claim
+		// is over, nor sooner than after any other failure.
+		reg, claimed, err := a.Registry.Claim(ctx, key, owner, until, later(until, now.Add(a.RetryInitial)))
+		if err != nil {
+			return reg, err
+		}
+		switch claimed {
+		case registry.Missing:
+			return reg, ErrNotRegistered
+		case registry.Taken:
+			return reg, nil
+		}
+		if a.dead(reg.ClaimedBy) {
+			if err := a.Registry.Release(ctx, reg.ClaimedBy); err != nil {
+				return reg, err
+			}
+			continue
+		}
+		if !waiting {
+			waiting = true
+			a.Log.Info("another dovepush is at work on this user, waiting", "user", key.User, "server", key.Server,
+				"owner", reg.ClaimedBy, "until", reg.ClaimedUntil)
+		}
+		if err := sleep(ctx, heldPoll); err != nil {
+			return reg, err
+		}
+	}
+}
+
+// conclude says what shall be recorded of a look at reg.
+func (a *Agent) conclude(reg registry.Registration, verdict Verdict, outcome imapmeta.Outcome, failure error) registry.Result {
+	now := a.Now()
+	res := registry.Result{Key: reg.Key(), Revision: reg.Revision, State: reg.State}
+	if failure != nil {
+		res.Failure = &registry.Failure{Kind: string(imapmeta.KindOf(failure)), Message: failure.Error()}
+		res.Unsettled = true
+		res.NextAt = now.Add(a.retryAfter(reg.Attempts))
+		if imapmeta.KindOf(failure) == imapmeta.User {
+			res.State = registry.Failed
+			res.NextAt = now.Add(a.verifyAfter())
+		}
+		// Dovecot does not know the user, and nothing is left to be done for
+		// him: he has never been reached, or the admin says so.
+		never := reg.WrittenAt.IsZero() && reg.VerifiedAt.IsZero()
+		res.Gone = errors.Is(failure, imapmeta.ErrNoUser) && reg.Wanted == registry.Absent && (never || reg.Force)
+		return res
+	}
+	res.VerifiedAt = now
+	res.NextAt = now.Add(a.verifyAfter())
+	if !outcome.Did.Keeps() {
+		res.WrittenAt = now
+	}
+	switch {
+	case verdict == Conflict:
+		// What is there is not ours, yet a write of ours whose answer was lost
+		// may still come through: what was written stays known.
+		res.State = registry.Conflict
+		res.Failure = &registry.Failure{Kind: string(imapmeta.User), Message: foreign(outcome.Had)}
+		res.Unsettled = true
+	case reg.Wanted == registry.Absent:
+		res.Gone = true
+		res.Written = []string{}
+	default:
+		res.State = registry.Registered
+		if reg.Attempts <= 1 {
+			// An earlier attempt without a result may have sent a value that
+			// Dovecot has yet to write (it waits up to a minute for a stale
+			// lock of the dict). Until the next look, that is known as ours.
+			res.Written = []string{reg.Value}
+		}
+	}
+	return res
+}
+
+// foreign describes a value that is not ours.
+func foreign(v imapmeta.Value) string {
+	if identity, ok := v.Identity(); ok {
+		return fmt.Sprintf("the entry notifies for user=%.200q, which dovepush did not write", identity)
+	}
+	return fmt.Sprintf("the entry holds %.200q, which dovepush did not write", string(v))
+}
+
+// record writes the result down even if ctx is over: the exchange took place.
+func (a *Agent) record(ctx context.Context, owner string, res registry.Result, result Result) Result {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTime)
+	defer cancel()
+	lost, err := a.Registry.Record(ctx, owner, res)
+	if err == nil && len(lost) > 0 {
+		err = ErrLate
+	}
+	if err != nil {
+		result.Verdict = Deferred
+		result.Err = errors.Join(result.Err, err)
+		return result
+	}
+	return a.look(ctx, res.Key, result)
+}
+
+// release gives a claim back even if ctx is over.
+func (a *Agent) release(ctx context.Context, owner string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTime)
+	defer cancel()
+	return a.Registry.Release(ctx, owner)
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
