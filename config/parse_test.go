@@ -113,7 +113,7 @@ func TestParseAccepts(t *testing.T) {
 		"notify on a socket":             minimal + "[notify]\nlisten = \"unix:/run/n.sock\"",
 		"longest socket":                 minimal + "[api]\nlisten = \"unix:/" + strings.Repeat("x", 106) + "\"",
 		"bounds, low":                    minimal + "max_connections = 1\ntimeout = \"1ms\"\n[server.doveadm]\nbatch = 1",
-		"bounds, high":                   minimal + "max_connections = 1024\ntimeout = \"1h\"\n[server.doveadm]\nbatch = 10000",
+		"bounds, high":                   minimal + "max_connections = 1024\ntimeout = \"5m\"\n[server.doveadm]\nbatch = 10000",
 		"retry always the same":          minimal + "[retry]\ninitial = \"1m\"\nmax = \"1m\"",
 		"servers inline":                 `server = [{address = "a:993"}]`,
 		"dotted keys":                    "retry.max = \"1h\"\n" + minimal + "auth.mechanism = \"login\"",

@@ -134,7 +134,7 @@ func (v *validator) server(key string, s *Server) {
 	v.oneOf(key+".tls", s.TLS, TLSImplicit, TLSStartTLS, TLSNone)
 	v.count(key+".max_connections", s.MaxConnections, 1, 1024)
 	v.count(key+".max_logins_per_second", s.MaxLoginsPerSecond, 0, 100_000)
-	v.duration(key+".timeout", s.Timeout, time.Hour)
+	v.duration(key+".timeout", s.Timeout, 5*time.Minute) // a claim in the registry must outlast it
 	v.certificates(key, s)
 	v.address(key, s)
 	v.auth(key, s)

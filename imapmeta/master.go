@@ -60,8 +60,10 @@ func (c *Client) credentialFor(ctx context.Context, user string) (*credential, e
 }
 
 func secretError(ctx context.Context, kind Kind, err error) error {
-	if e := contextError(ctx, "login"); e != nil {
-		return e
+	// A time limit that runs out here is the secret's source's fault, and not
+	// the server's.
+	if errors.Is(context.Cause(ctx), context.Canceled) {
+		return contextError(ctx, "login")
 	}
 	return &Error{Kind: kind, Op: "login", Err: &SecretError{err}}
 }

@@ -24,9 +24,10 @@ const (
 	maxReplies = 1 << 20
 	// maxLine bounds one line of it.
 	maxLine = 64 << 10
-	// maxEntry bounds the value that is read. Other clients may have written
-	// more than MaxValue.
-	maxEntry = 64 << 10
+	// maxEntry bounds the value that is kept, of one that is read: other
+	// clients may have written more than MaxValue. maxSkip bounds what is read.
+	maxEntry = 16 << 10
+	maxSkip  = maxReplies - maxLine
 )
 
 // past is a deadline that frees every pending read and write.
@@ -204,6 +205,9 @@ func (s *session) challenge(encoded string) (reason string, err error) {
 }
 
 func (s *session) loginReply(r reply, reason string) error {
+	if r.status == "" {
+		return &Error{Kind: Retry, Op: s.op, Err: errors.New("the reply to AUTHENTICATE is none")}
+	}
 	if r.status != "OK" {
 		if s.login.auth.bearer() && reason != "" && r.status != "" {
 			r.text = strings.TrimSpace(r.text + " " + reason)
@@ -315,13 +319,18 @@ func (s *session) metadata(line string) error {
 			s.ready = append(s.ready, line+"\r\n"...)
 			return nil
 		}
-		if size > maxEntry {
-			return &Error{Kind: User, Op: s.op, Err: fmt.Errorf("the entry holds %d bytes, more than %d: dovepush did not write that", size, maxEntry)}
+		if size > maxSkip {
+			return &Error{Kind: User, Op: s.op, Err: fmt.Errorf("the entry holds %d bytes, more than %d: dovepush did not write that", size, maxSkip)}
 		}
-		s.ready = fmt.Appendf(s.ready, "%s{%d}\r\n", head, size)
+		// The beginning of a long value tells that it is not ours.
+		kept := min(size, maxEntry)
+		s.ready = fmt.Appendf(s.ready, "%s{%d}\r\n", head, kept)
 		at := len(s.ready)
-		s.ready = append(s.ready, make([]byte, size)...)
+		s.ready = append(s.ready, make([]byte, kept)...)
 		if _, err := io.ReadFull(s.br, s.ready[at:]); err != nil {
+			return s.ioError(err)
+		}
+		if _, err := io.CopyN(io.Discard, s.br, size-kept); err != nil {
 			return s.ioError(err)
 		}
 		var err error

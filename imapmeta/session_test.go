@@ -3,6 +3,7 @@ package imapmeta
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"runtime"
@@ -52,6 +53,16 @@ func TestAnEightBitValueIsALiteralThatWaitsForNobody(t *testing.T) {
 		"S: T2 OK Setmetadata completed")
 	if _, err := s.client().Update(t.Context(), "müller", setTo("user=müller")); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestALongForeignValueIsForeignAndCanBeReplaced(t *testing.T) {
+	const size = 500_000
+	long := []string{logsIn, gets, greets, loggedIn, fmt.Sprintf(`S: * METADATA "" (/private/vendor/vendor.dovecot/http-notify {%d}`, size),
+		"RAW: " + strings.Repeat("x", size), "S: )", gotten, `C: T2 SETMETADATA *`, "C: T3 LOGOUT", "S: T2 OK Setmetadata completed"}
+	out, err := play(t, long...).client().Update(t.Context(), "alice", setTo("user=alice"))
+	if err != nil || len(out.Had) != maxEntry || out.Did != Set("user=alice") {
+		t.Errorf("Update: had %d bytes, did %v, %v", len(out.Had), out.Did, err)
 	}
 }
 
@@ -113,6 +124,10 @@ func TestFaultsOnTheWire(t *testing.T) {
 		{"BYE after the greeting", []string{greets, "S: * OK Waiting for authentication process to respond..", "S: * BYE Auth process broken", "CLOSE"}, nil, Retry, "login: server says: BYE Auth process broken"},
 		{"BYE after the login", append(up, "S: * BYE Server shutting down.", "CLOSE"), nil, Retry, "getmetadata: server says: BYE Server shutting down."},
 		{"BYE after the change", append(up, absent, gotten, "S: * BYE Server shutting down.", "CLOSE"), nil, Retry, "setmetadata: server says: BYE Server shutting down."},
+		{"BYE for a silent login", []string{greets, "S: * BYE Disconnected for inactivity during authentication.", "CLOSE"}, nil, Retry, "BYE Disconnected for inactivity"},
+		{"BYE for a long line", []string{greets, "S: * BYE Input buffer full, aborting", "CLOSE"}, nil, Retry, "BYE Input buffer full, aborting"},
+		{"BYE for bad commands", append(up, "S: * BYE Too many invalid IMAP commands.", "CLOSE"), nil, Retry, "BYE Too many invalid IMAP commands."},
+		{"a reply to the login that is none", []string{greets, "S: L1 WAT"}, nil, Retry, "login: the reply to AUTHENTICATE is none"},
 		{"closed without a greeting", []string{"CLOSE"}, nil, Retry, "login: the server closed the connection without a word"},
 		{"closed after the greeting", []string{greets, "CLOSE"}, nil, Retry, "closed the connection"},
 		{"closed after the login", append(up, "CLOSE"), nil, Retry, "getmetadata: "},

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// The rules of docs/design.md about who imports whom.
+func TestEveryPackageKeepsToItsRoom(t *testing.T) {
+	ours := map[string][]string{
+		"dovepush/agent":                        {"dovepush/imapmeta", "dovepush/registry"},
+		"dovepush/config":                       nil,
+		"dovepush/imapmeta":                     nil,
+		"dovepush/internal/dovecot":             nil,
+		"dovepush/internal/dovecot/dovecottest": {"dovepush/internal/dovecot"},
+		"dovepush/registry":                     nil,
+	}
+	only := map[string]string{ // a module's packages, and who alone may import them
+		"github.com/emersion/go-imap": "dovepush/imapmeta",
+		"github.com/emersion/go-sasl": "dovepush/imapmeta",
+		"modernc.org/":                "dovepush/registry",
+		"database/sql":                "dovepush/registry",
+		"github.com/BurntSushi/":      "dovepush/config",
+		"github.com/spf13/":           "dovepush/cmd/dovepush",
+	}
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`, "dovepush/...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	seen := 0
+	for line := range strings.Lines(string(out)) {
+		fields := strings.Fields(line)
+		importer := fields[0]
+		allowed, listed := ours[importer]
+		if listed {
+			seen++
+		} else if importer != "dovepush/cmd/dovepush" {
+			t.Errorf("package %s has no room in this test", importer)
+		}
+		for _, imported := range fields[1:] {
+			if listed && strings.HasPrefix(imported, "dovepush/") && !slices.Contains(allowed, imported) {
+				t.Errorf("%s imports %s", importer, imported)
+			}
+			for prefix, owner := range only {
+				if strings.HasPrefix(imported, prefix) && importer != owner {
+					t.Errorf("%s imports %s, which is %s's alone", importer, imported, owner)
+				}
+			}
+		}
+	}
+	if seen != len(ours) {
+		t.Errorf("saw %d of %d packages", seen, len(ours))
+	}
+}
