@@ -91,6 +91,9 @@ func (r reply) loginError(a Auth) *Error {
 	case "PRIVACYREQUIRED":
 		return r.err(Server, op, ErrPlaintext, hintPrivacy)
 	case "UNAVAILABLE":
+		if !strings.Contains(r.text, "Internal error") { // it says more than its log would
+			return r.err(Retry, op, nil, "")
+		}
 		return r.err(Retry, op, nil, hintTemp)
 	}
 	// Both come as [ALERT].

@@ -27,6 +27,7 @@ func TestRepliesAndTheirKinds(t *testing.T) {
 		{"NO [CONTACTADMIN] Login disabled for this user", master, User, ErrLogin, true},
 		{"NO [CONTACTADMIN] Moved to the new system, call us", master, User, ErrLogin, true},
 		{"NO [LIMIT] Maximum number of connections from user+IP exceeded (mail_max_userip_connections=10)", master, Retry, nil, false},
+		{"NO [UNAVAILABLE] Maximum number of connections from user+IP exceeded (mail_max_userip_connections=1)", master, Retry, nil, false},
 		{"NO [INUSE] busy", master, Retry, nil, false},
 		{"NO [PRIVACYREQUIRED] Plaintext authentication disallowed on non-secure (SSL/TLS) connections.", master, Server, ErrPlaintext, true},
 		{"NO [ALERT] Unsupported authentication mechanism.", master, Server, ErrLogin, true},

@@ -26,7 +26,7 @@ const (
 	maxLine = 64 << 10
 	// maxEntry bounds the value that is kept, of one that is read: other
 	// clients may have written more than MaxValue. maxSkip bounds what is read.
-	maxEntry = 16 << 10
+	maxEntry = 64 << 10
 	maxSkip  = maxReplies - maxLine
 )
 
