@@ -13,6 +13,12 @@ import (
 // made before the clock was set back, and counts as expired.
 const MaxClaim = 10 * time.Minute
 
+// Linger is how long a write may still come through after we stopped waiting
+// for its answer. Dovecot carries out a SETMETADATA although the client has
+// gone, and waits for another process's dotlock on the file of the dict
+// before: a stale one is overridden after a minute. 62 s were seen.
+const Linger = 90 * time.Second
+
 // Claimed tells what came of a claim.
 type Claimed int
 
@@ -38,7 +44,7 @@ func (c Claimed) String() string {
 const (
 	sqlIntend = `
 		INSERT INTO registrations (` + columns + `)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8, NULL, NULL, NULL, '', '', $9, '` + noneWritten + `', 1, '', NULL)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8, NULL, NULL, NULL, '', '', $9, '` + noneWritten + `', NULL, 1, '', NULL)
 		ON CONFLICT (username, server) DO UPDATE SET
 			identity = excluded.identity, value = excluded.value, wanted = excluded.wanted,
 			expires_at = excluded.expires_at, force = excluded.force, next_at = excluded.next_at,
@@ -51,7 +57,8 @@ const (
 	sqlSelect = `SELECT ` + columns + ` FROM registrations WHERE username = $1 AND server = $2`
 
 	sqlClaim = `
-		UPDATE registrations SET attempts = attempts + 1, next_at = $3, claimed_by = $4, claimed_until = $5, written = $6
+		UPDATE registrations SET attempts = attempts + 1, next_at = $3, claimed_by = $4, claimed_until = $5, written = $6,
+			doubt_until = $7
 		WHERE username = $1 AND server = $2`
 
 	sqlDelete = `DELETE FROM registrations WHERE username = $1 AND server = $2`
@@ -59,7 +66,7 @@ const (
 	// What was learnt holds whatever is wanted by now.
 	sqlLearn = `
 		UPDATE registrations SET written = COALESCE($3, written), written_at = COALESCE($4, written_at),
-			verified_at = COALESCE($5, verified_at), claimed_by = '', claimed_until = NULL
+			verified_at = COALESCE($5, verified_at), doubt_until = $6, claimed_by = '', claimed_until = NULL
 		WHERE username = $1 AND server = $2`
 
 	sqlConclude = `
@@ -117,11 +124,16 @@ func (r *Registry) Intend(ctx context.Context, intents ...Intent) error {
 // network is touched. It counts the attempt, and sets when to look again
 // should nothing ever be recorded. If the entry should be present, its value
 // is counted as written from now on: who dies between writing and recording
-// must still know it as ours. A registration that has expired is turned into
-// one that should be absent first.
+// must still know it as ours, and that it may turn up until Linger after the
+// claim: DoubtUntil is stored accordingly. A registration that has expired is
+// turned into one that should be absent first.
 //
-// The row is returned as it is afterwards, unless it is Missing. An owner may
-// claim its own row again.
+// Written is bounded. What goes is the oldest value but the first: the first
+// was there before all that followed failed, and is the likeliest to be there
+// still. A value that was dropped counts as foreign should it turn up.
+//
+// The row is returned as it is afterwards, unless it is Missing, but with
+// DoubtUntil as it was before. An owner may claim its own row again.
 func (r *Registry) Claim(ctx context.Context, key Key, owner string, until, retryAt time.Time) (Registration, Claimed, error) {
 	if owner == "" || len(owner) > maxName {
 		return Registration{}, Missing, fmt.Errorf("registry %s: claim: owner %q must have 1 to %d bytes", r.path, owner, maxName)
@@ -158,17 +170,35 @@ func (r *Registry) claim(ctx context.Context, tx transaction, key Key, owner str
 			return Registration{}, Missing, err
 		}
 	}
+	renewed := reg.ClaimedBy == owner // its doubt is of the same work
 	reg.Attempts++
 	reg.ClaimedBy, reg.ClaimedUntil, reg.NextAt = owner, stored(until), stored(retryAt)
-	if reg.Wanted == Present && !slices.Contains(reg.Written, reg.Value) {
-		reg.Written = append(reg.Written, reg.Value)
+	doubt := reg.DoubtUntil
+	if reg.Wanted == Present {
+		reg.Written = remember(reg.Written, reg.Value, doubt.After(now) && !renewed)
+		if most := until.Add(Linger); most.After(doubt) {
+			doubt = most
+		}
 	}
 	written, err := encodeWritten(reg.Written)
 	if err != nil {
 		return Registration{}, Missing, err
 	}
-	_, err = tx.exec(ctx, sqlClaim, key.User, key.Server, millis(retryAt), owner, millis(until), written)
+	_, err = tx.exec(ctx, sqlClaim, key.User, key.Server, millis(retryAt), owner, millis(until), written, millis(doubt))
 	return reg, Taken, err
+}
+
+// remember adds a value that may be written now. It stands twice if it is the
+// only one and an earlier write of it is in doubt: to see it in the entry then
+// does not tell which of the two came through.
+func remember(written []string, value string, doubt bool) []string {
+	if !slices.Contains(written, value) || doubt && len(written) == 1 {
+		written = append(written, value)
+	}
+	if over := len(written) - maxWritten; over > 0 {
+		written = slices.Delete(written, 1, 1+over)
+	}
+	return written
 }
 
 // expire makes an expired registration one that should be absent, as an Intent
@@ -202,6 +232,9 @@ type Result struct {
 	// Written holds all values of ours that may still be in the entry. Nil
 	// leaves what is known; empty, but not nil, means none.
 	Written []string
+	// DoubtUntil is until when a value that was sent without an answer may
+	// still turn up; zero: none will.
+	DoubtUntil time.Time
 	// WrittenAt and VerifiedAt are left as they are if zero.
 	WrittenAt, VerifiedAt time.Time
 	// NextAt is when to look again; zero means never.
@@ -228,8 +261,8 @@ func (res Result) check() error {
 // Record writes down results, all in one transaction that is durable when
 // Record returns, and gives the claims back. A result whose row is no longer
 // claimed by owner is not applied; its key is returned. If the wish changed
-// meanwhile, only what was learnt is kept (Written, WrittenAt, VerifiedAt):
-// the row stays as the newer wish made it, and due.
+// meanwhile, only what was learnt is kept (Written, DoubtUntil, WrittenAt,
+// VerifiedAt): the row stays as the newer wish made it, and due.
 func (r *Registry) Record(ctx context.Context, owner string, results ...Result) (lost []Key, err error) {
 	for _, res := range results {
 		if err := res.check(); err != nil {
@@ -283,7 +316,7 @@ func recordOne(ctx context.Context, tx transaction, owner string, res Result) (b
 			return true, err
 		}
 	}
-	if _, err := tx.exec(ctx, sqlLearn, res.User, res.Server, written, millis(res.WrittenAt), millis(res.VerifiedAt)); err != nil {
+	if _, err := tx.exec(ctx, sqlLearn, res.User, res.Server, written, millis(res.WrittenAt), millis(res.VerifiedAt), millis(res.DoubtUntil)); err != nil {
 		return true, err
 	}
 	if !current {

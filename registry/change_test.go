@@ -139,6 +139,7 @@ func TestClaimTakesTheRowAndCountsTheAttempt(t *testing.T) {
 	if diff := cmp.Diff(want, take(t, r, alice, "agent")); diff != "" {
 		t.Error("returned:", diff)
 	}
+	want.DoubtUntil = noon.Add(time.Minute + Linger)
 	if diff := cmp.Diff(want, get(t, r, alice)); diff != "" {
 		t.Error("stored:", diff)
 	}
@@ -163,7 +164,8 @@ func TestClaimNeedsAnOwner(t *testing.T) {
 func TestClaimedRowIsHeldUntilTheClaimEnds(t *testing.T) {
 	r, c := fresh(t)
 	intend(t, r, present(alice, "user=alice"))
-	held := take(t, r, alice, "agent")
+	take(t, r, alice, "agent")
+	held := get(t, r, alice)
 
 	c.advance(time.Minute - time.Millisecond)
 	reg, claimed, err := r.Claim(t.Context(), alice, "other", c.now().Add(time.Minute), c.now())

@@ -125,7 +125,7 @@ func remedy(class error, path string) string {
 	case ErrForeign:
 		return "set registry.path to a file of dovepush's own; if this one used to be the registry, it is overwritten: restore it from a backup"
 	case ErrCorrupt:
-		return fmt.Sprintf("stop dovepush, keep copies of %[1]s, %[1]s-wal and %[1]s-shm, then restore a backup; without one, move them away and run dovepush reconcile with a full list of users", path)
+		return fmt.Sprintf("stop dovepush, keep copies of %[1]s, %[1]s-wal and %[1]s-shm, then restore a backup; without one, move them away and give a full list of users to dovepush register -", path)
 	}
 	return ""
 }

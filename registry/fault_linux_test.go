@@ -106,7 +106,7 @@ func TestFileOfAnotherUserThatIsOpenToAllIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	cmd := helper(t, "umask", path) // opens it, too
+	cmd := helper(t, "umask", path, "0") // opens it, too
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	out, err := cmd.CombinedOutput()
 	if err == nil || !bytes.Contains(out, []byte("is open to other users")) {

@@ -69,12 +69,12 @@ func checkDir(path string) error {
 // its descriptor is closed before SQLite can hold a lock on it.
 func createFile(path string) error {
 	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".new-*") // its mode is 0600
+	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".new-*")
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name())
-	err = errors.Join(giveToOwnerOf(dir, f), f.Close())
+	err = errors.Join(f.Chmod(0o600), giveToOwnerOf(dir, f), f.Close()) // the umask may take more away than CreateTemp does
 	if err != nil {
 		return err
 	}

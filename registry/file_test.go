@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -61,7 +62,11 @@ func TestConnectionsAreSetUpForDurability(t *testing.T) {
 }
 
 func helpUmask(args []string) error {
-	syscall.Umask(0)
+	mask, err := strconv.ParseInt(args[1], 8, 0)
+	if err != nil {
+		return err
+	}
+	syscall.Umask(int(mask))
 	ctx := background()
 	r, err := Open(ctx, args[0], nil)
 	if err != nil {
@@ -84,8 +89,10 @@ func helpUmask(args []string) error {
 }
 
 func TestNewFilesAreThoseOfTheirOwnerWhateverTheUmask(t *testing.T) {
-	if out, err := helper(t, "umask", filepath.Join(t.TempDir(), "registry.db")).CombinedOutput(); err != nil {
-		t.Errorf("%v: %s", err, out)
+	for _, mask := range []string{"0", "077", "0777"} {
+		if out, err := helper(t, "umask", filepath.Join(t.TempDir(), "registry.db"), mask).CombinedOutput(); err != nil {
+			t.Errorf("umask %s: %v: %s", mask, err, out)
+		}
 	}
 }
 
@@ -341,5 +348,28 @@ func TestOpenWaitsForAnotherProcessThatFillsTheFreshFile(t *testing.T) {
 	exec1(t, other, "ROLLBACK")
 	if err := <-opened; err != nil {
 		t.Error(err)
+	}
+}
+
+func TestNothingIsAcknowledgedOnceTheFileIsGoneOrReplaced(t *testing.T) {
+	for name, lose := range map[string]func(path string) error{
+		"removed": os.Remove,
+		"replaced": func(path string) error {
+			if err := os.Rename(path, path+".old"); err != nil {
+				return err
+			}
+			return os.WriteFile(path, nil, 0o600)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, _ := fresh(t)
+			intend(t, r, present(alice, "user=alice"))
+			if err := lose(r.path); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.Intend(t.Context(), present(alice, "user=other")); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("Intend = %v", err)
+			}
+		})
 	}
 }

@@ -131,11 +131,7 @@ func (r *Registry) Counts(ctx context.Context) (_ []Count, err error) {
 // was opened, that nobody else can read it, and that it is sound. It fails as
 // Open does, with SQLite's findings, or with fs.ErrNotExist if the file is gone.
 func (r *Registry) Check(ctx context.Context) (err error) {
-	info, err := inspectFile(r.path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, r.file):
-		return fmt.Errorf("registry %s: check: the file was removed or replaced while dovepush ran, which still uses the old one; restart dovepush: %w", r.path, fs.ErrNotExist)
-	case err != nil:
+	if err := r.still(); err != nil {
 		return err
 	}
 	// A connection of its own sees the file as it now is on the disk, not as
@@ -158,6 +154,16 @@ func (r *Registry) Check(ctx context.Context) (err error) {
 			r.path, ErrCorrupt, strings.Join(findings, "; "), remedy(ErrCorrupt, r.path))}
 	}
 	return nil
+}
+
+// still fails with fs.ErrNotExist if the file that was opened is not at its
+// path any more.
+func (r *Registry) still() error {
+	info, err := inspectFile(r.path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, r.file) {
+		return fmt.Errorf("registry %s: the file was removed or replaced while dovepush ran, which still uses the old one; run dovepush again: %w", r.path, fs.ErrNotExist)
+	}
+	return err
 }
 
 // integrity returns at most ten findings, none if all is well.

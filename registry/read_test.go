@@ -78,7 +78,7 @@ func seed(t testing.TB, r *Registry, n int) {
 		WITH RECURSIVE seq(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM seq WHERE i + 1 < $1)
 		INSERT INTO registrations (`+columns+`)
 		SELECT u, 'main', '', 'user=' || u, 'present', 'registered', NULL, 0,
-			1000 * i, 0, 0, NULL, '', '', 0, '["user=' || u || '"]', 1, '', NULL
+			1000 * i, 0, 0, NULL, '', '', 0, '["user=' || u || '"]', NULL, 1, '', NULL
 		FROM (SELECT i, printf('user-%07d', i) AS u FROM seq)`, n)
 	if err != nil {
 		t.Fatal(err)

@@ -107,7 +107,7 @@ func (r *Registry) openOnce(ctx context.Context) error {
 	if r.readers, err = r.openPool(maxReaders, url.Values{"_query_only": {"1"}}); err != nil {
 		return errors.Join(err, writing.Close())
 	}
-	if r.writer, err = newWriter(ctx, r.path, writing); err != nil {
+	if r.writer, err = newWriter(ctx, r.path, writing, r.still); err != nil {
 		return errors.Join(err, r.readers.Close(), writing.Close())
 	}
 	return nil

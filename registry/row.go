@@ -12,7 +12,7 @@ import (
 // columns is what scanRow reads, in its order.
 const columns = `username, server, identity, value, wanted, state, expires_at, attempts,
 	next_at, written_at, verified_at, proven_at, error_kind, error_message,
-	force, written, revision, claimed_by, claimed_until`
+	force, written, doubt_until, revision, claimed_by, claimed_until`
 
 // errUnreadable marks a row that cannot have been written by dovepush.
 var errUnreadable = errors.New("unreadable row")
@@ -24,7 +24,7 @@ type rowReader struct {
 	user, server, identity, value, wanted, state string
 	kind, message, written, claimedBy            string
 	expires, attempts, next, wrote, verified     any
-	proven, force, revision, until               any
+	proven, force, doubt, revision, until        any
 	fields                                       []any // pointers to the above
 }
 
@@ -32,7 +32,7 @@ func newRowReader() *rowReader {
 	r := new(rowReader)
 	r.fields = []any{&r.user, &r.server, &r.identity, &r.value, &r.wanted, &r.state, &r.expires, &r.attempts,
 		&r.next, &r.wrote, &r.verified, &r.proven, &r.kind, &r.message,
-		&r.force, &r.written, &r.revision, &r.claimedBy, &r.until}
+		&r.force, &r.written, &r.doubt, &r.revision, &r.claimedBy, &r.until}
 	return r
 }
 
@@ -52,6 +52,7 @@ func (r *rowReader) read(scan func(...any) error) (Registration, error) {
 	reg.Attempts, reg.Force, reg.Revision = int(number(r.attempts)), number(r.force) != 0, number(r.revision)
 	reg.ExpiresAt, reg.NextAt, reg.WrittenAt = fromMillis(r.expires), fromMillis(r.next), fromMillis(r.wrote)
 	reg.VerifiedAt, reg.ProvenAt, reg.ClaimedUntil = fromMillis(r.verified), fromMillis(r.proven), fromMillis(r.until)
+	reg.DoubtUntil = fromMillis(r.doubt)
 
 	var err, werr error
 	reg.State, err = ParseState(r.state)

@@ -68,8 +68,12 @@ type Registration struct {
 	// Force says that the wish, not settled yet, may replace or remove a foreign value.
 	Force bool `json:"-"`
 	// Written holds every value that we wrote or may have written and that may
-	// still be in the entry. Empty: none.
+	// still be in the entry, at most 16. Empty: none. A value stands twice if
+	// it may have been sent again while an earlier write was in doubt.
 	Written []string `json:"-"`
+	// DoubtUntil is until when a value that we sent without hearing of it may
+	// still turn up in the entry.
+	DoubtUntil time.Time `json:"-"`
 	// Revision grows with every change of what should be.
 	Revision int64 `json:"-"`
 	// ClaimedBy is who works on the row until ClaimedUntil; empty: nobody.
@@ -96,6 +100,7 @@ const (
 	maxName    = 1 << 10  // bytes of a user, server, identity or owner
 	maxValue   = 64 << 10 // bytes of an entry's value
 	maxMessage = 1 << 10  // bytes kept of a failure's message
+	maxWritten = 16       // values that may still be in an entry
 )
 
 func (k Key) check() error {

@@ -28,6 +28,7 @@ const (
 type writer struct {
 	path  string
 	db    *sql.DB
+	still func() error         // fails if commits would go to a file that nobody will see
 	stmts map[string]*sql.Stmt // by SQL text
 	queue chan *change         // unbuffered: what waits is bounded by the callers
 	stop  chan struct{}
@@ -66,10 +67,14 @@ func (tx transaction) row(ctx context.Context, query string, args ...any) *sql.R
 
 // newWriter prepares the statements and starts the goroutine, which close
 // ends. It takes over db if it succeeds.
-func newWriter(ctx context.Context, path string, db *sql.DB) (*writer, error) {
+//
+// A commit counts only if still finds the registry's file in its place: SQLite
+// goes on writing to a file that was removed, and nobody would see it again.
+func newWriter(ctx context.Context, path string, db *sql.DB, still func() error) (*writer, error) {
 	w := &writer{
 		path:  path,
 		db:    db,
+		still: still,
 		stmts: make(map[string]*sql.Stmt),
 		queue: make(chan *change),
 		stop:  make(chan struct{}),
@@ -214,5 +219,8 @@ func (w *writer) transact(batch []*change) (err error, culprit bool) {
 			return err, true
 		}
 	}
-	return tx.Commit(), false
+	if err := tx.Commit(); err != nil {
+		return err, false
+	}
+	return w.still(), false
 }

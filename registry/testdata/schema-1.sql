@@ -15,6 +15,7 @@ CREATE TABLE registrations (
     error_message TEXT   NOT NULL,
     force         BIGINT NOT NULL CHECK (force IN (0, 1)),
     written       TEXT   NOT NULL,
+    doubt_until   BIGINT,
     revision      BIGINT NOT NULL CHECK (revision > 0),
     claimed_by    TEXT   NOT NULL,
     claimed_until BIGINT,
