@@ -30,6 +30,11 @@ type Server struct {
 	Timeout time.Duration // the longest that an Update may take; at most MaxTimeout
 	// LoginsPerSecond spaces Updates out; 0: no limit.
 	LoginsPerSecond int
+	// MaxConnections bounds how many Updates an Agent has under way at once,
+	// in all its Each together; 0: no bound. If Entries has a bound of its own,
+	// this must not be greater: who waits there holds a claim, and the time
+	// that he waits is part of Timeout.
+	MaxConnections int
 }
 
 // MaxTimeout bounds Server.Timeout: a claim on a registration outlasts the
@@ -38,8 +43,9 @@ const MaxTimeout = registry.MaxClaim - claimSlack
 
 const (
 	// recordTime is how long recording a result may take, also when the work
-	// was cancelled.
-	recordTime = 15 * time.Second
+	// was cancelled. It must be longer than the registry's busy timeout (20 s):
+	// a lock that is granted in time must not find that nobody waits any more.
+	recordTime = 30 * time.Second
 	// claimSlack is what a claim lasts beyond the work: time to record, and to
 	// spare.
 	claimSlack = 2 * recordTime
@@ -75,29 +81,31 @@ type Options struct {
 
 // Agent carries out requests. It may be used by many goroutines at once.
 type Agent struct {
-	Options
+	options Options
 	servers map[string]pacedServer
 	nonce   string        // tells agents of one name apart: who has the name of a claim's owner gets the claim
 	work    atomic.Uint64 // numbers the claims: two of one agent must not share one
 }
 
-// pacedServer is a server with what spaces its logins out.
+// pacedServer is a server with what bounds its connections and spaces its
+// logins out.
 type pacedServer struct {
 	Server
-	pace *rate.Limiter
+	pace  *rate.Limiter
+	slots chan struct{} // holds one for each connection; nil: no bound
 }
 
 // New returns an Agent. It does nothing until it is asked.
 func New(o Options) (*Agent, error) {
-	a := &Agent{Options: o, servers: make(map[string]pacedServer), nonce: rand.Text()[:8]}
+	a := &Agent{options: o, servers: make(map[string]pacedServer), nonce: rand.Text()[:8]}
 	switch {
 	case o.VerifyEvery <= 0:
 		return nil, fmt.Errorf("verify every %s: must be more than 0", o.VerifyEvery)
 	case o.RetryInitial <= 0 || o.RetryMax < o.RetryInitial:
 		return nil, fmt.Errorf("retry between %s and %s: must be more than 0, and in this order", o.RetryInitial, o.RetryMax)
 	}
-	if a.Log == nil {
-		a.Log = slog.New(slog.DiscardHandler)
+	if o.Log == nil {
+		a.options.Log = slog.New(slog.DiscardHandler)
 	}
 	for _, s := range o.Servers {
 		if s.Timeout <= 0 || s.Timeout > MaxTimeout {
@@ -107,7 +115,11 @@ func New(o Options) (*Agent, error) {
 		if s.LoginsPerSecond > 0 {
 			pace.SetLimit(rate.Limit(s.LoginsPerSecond))
 		}
-		a.servers[s.Name] = pacedServer{s, pace}
+		paced := pacedServer{Server: s, pace: pace}
+		if s.MaxConnections > 0 {
+			paced.slots = make(chan struct{}, s.MaxConnections)
+		}
+		a.servers[s.Name] = paced
 	}
 	return a, nil
 }
@@ -139,7 +151,9 @@ type Result struct {
 	Verdict Verdict
 	// Registration is the row afterwards; nil if there is none (any more).
 	Registration *registry.Registration
-	Err          error
+	// Conflict describes what the entry held if the verdict is Conflict.
+	Conflict string
+	Err      error
 }
 
 // Errors of requests that never reach a server. Bad names and identities are
@@ -154,75 +168,104 @@ var (
 	// ErrLate: the work took longer than the claim on the registration, so that
 	// somebody else may have been at work meanwhile. The next look will tell.
 	ErrLate = errors.New("took too long for its result to be recorded")
+	// ErrOvertaken: somebody else unregistered the user meanwhile.
+	ErrOvertaken = errors.New("unregistered by somebody else meanwhile")
+	// ErrDoubt: the registration stays until its entry is certain to remain
+	// absent, and is looked at again then.
+	ErrDoubt = errors.New("the entry is absent now, but an earlier write that was not answered may still come through")
 	// ErrIdentity: the identity cannot stand in a value.
 	ErrIdentity = imapmeta.ErrIdentity
 	// ErrUser: the user name must not be sent to Dovecot.
 	ErrUser = imapmeta.ErrUser
 )
 
-// accept makes what should be out of the request, durably, before anything is
-// sent. The registration's key is returned.
-func (a *Agent) accept(ctx context.Context, r Request) (registry.Key, error) {
-	if err := imapmeta.CheckUser(r.User); err != nil {
-		return registry.Key{}, err
-	}
-	server, ok := a.Route(r.User)
-	if !ok {
-		return registry.Key{}, ErrNoServer
-	}
-	key := registry.Key{User: r.User, Server: server}
-	if r.Action == Verify {
-		_, found, err := a.Registry.Get(ctx, key)
-		if err == nil && !found {
-			err = ErrNotRegistered
+// accept makes what should be out of requests for different users, durably,
+// before anything is sent: all in one commit, for each costs a sync to disk.
+// What is wrong with one request is that one's error alone.
+func (a *Agent) accept(ctx context.Context, batch []*task) {
+	var intents []registry.Intent
+	var waiting []*task
+	for _, t := range batch {
+		intent, changes := registry.Intent{}, false
+		if intent, changes, t.err = a.intent(ctx, t.Request); changes {
+			intents, waiting = append(intents, intent), append(waiting, t)
 		}
-		return key, err
+		t.key = intent.Key
 	}
-	intent := registry.Intent{Key: key, Identity: r.Identity, Force: r.Force, Wanted: registry.Present}
-	if r.Action == Unregister {
+	err := a.options.Registry.Intend(ctx, intents...)
+	for _, t := range waiting {
+		t.err = err
+	}
+}
+
+// intent is what the request makes of what should be, and whether that is a
+// change. The key of the registration is set as soon as it is known.
+func (a *Agent) intent(ctx context.Context, r Request) (intent registry.Intent, changes bool, err error) {
+	if err := imapmeta.CheckUser(r.User); err != nil {
+		return intent, false, err
+	}
+	server, ok := a.options.Route(r.User)
+	if !ok {
+		return intent, false, ErrNoServer
+	}
+	intent = registry.Intent{Key: registry.Key{User: r.User, Server: server}, Identity: r.Identity, Force: r.Force, Wanted: registry.Present}
+	if r.Action != Register {
+		known, found, err := a.options.Registry.Get(ctx, intent.Key)
+		switch {
+		case err != nil:
+			return intent, false, err
+		case r.Action == Verify && !found:
+			return intent, false, ErrNotRegistered
+		case r.Action == Verify:
+			return intent, false, nil
+		}
 		// What we wrote stands in the row; the default value is for a registry
 		// that was lost.
 		intent.Wanted = registry.Absent
-		if known, found, err := a.Registry.Get(ctx, key); err != nil {
-			return key, err
-		} else if found {
+		if found {
 			intent.Identity = known.Identity
 		}
 	}
 	if intent.Identity == "" {
-		intent.Identity = a.Identity(r.User)
+		intent.Identity = a.options.Identity(r.User)
 	}
 	value, err := imapmeta.NewValue(intent.Identity)
 	if err != nil {
-		return key, err
+		return intent, false, err
 	}
 	intent.Value = string(value)
 	if r.Expires > 0 {
-		intent.ExpiresAt = a.Now().Add(r.Expires)
+		intent.ExpiresAt = a.options.Now().Add(r.Expires)
 	}
-	return key, a.Registry.Intend(ctx, intent)
+	return intent, true, nil
 }
 
 // carryOut does what accept has taken down.
-func (a *Agent) carryOut(ctx context.Context, r Request, key registry.Key, err error, g *gates) Result {
-	result := Result{User: r.User, Server: key.Server, Verdict: Deferred, Err: err}
+func (a *Agent) carryOut(ctx context.Context, t *task, g *gates) Result {
+	result := Result{User: t.User, Server: t.key.Server, Verdict: Deferred, Err: t.err}
 	switch {
-	case errors.Is(err, ErrUser), errors.Is(err, ErrIdentity), errors.Is(err, ErrNoServer), errors.Is(err, ErrNotRegistered):
+	case errors.Is(t.err, ErrUser), errors.Is(t.err, ErrIdentity), errors.Is(t.err, ErrNoServer), errors.Is(t.err, ErrNotRegistered):
 		result.Verdict = Failed
 		return result
-	case err != nil:
+	case t.err != nil:
 		return result
-	case r.NoWait && r.Action != Verify:
-		return a.look(ctx, key, result)
+	case !t.goesToServer():
+		return a.look(ctx, t.key, result)
 	}
-	return a.settle(ctx, key, g)
+	result = a.settle(ctx, t.key, g)
+	if errors.Is(result.Err, ErrNotRegistered) { // the row was there when the request was accepted
+		if result.Err = ErrOvertaken; t.Action == Unregister {
+			result.Verdict, result.Err = Unchanged, nil // that is what was asked for
+		}
+	}
+	return result
 }
 
 // look adds the row as it is to the result.
 func (a *Agent) look(ctx context.Context, key registry.Key, result Result) Result {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTime)
 	defer cancel()
-	reg, found, err := a.Registry.Get(ctx, key)
+	reg, found, err := a.options.Registry.Get(ctx, key)
 	switch {
 	case err != nil:
 		result.Err = errors.Join(result.Err, err)
@@ -234,11 +277,11 @@ func (a *Agent) look(ctx context.Context, key registry.Key, result Result) Resul
 
 // owner names one piece of work of this process.
 func (a *Agent) owner() string {
-	return fmt.Sprintf("%s#%s.%d", a.Owner, a.nonce, a.work.Add(1))
+	return fmt.Sprintf("%s#%s.%d", a.options.Owner, a.nonce, a.work.Add(1))
 }
 
 // dead reports whether whoever claimed under this name cannot finish any more.
 func (a *Agent) dead(owner string) bool {
 	process, _, _ := strings.Cut(owner, "#")
-	return a.Dead != nil && a.Dead(process)
+	return a.options.Dead != nil && a.options.Dead(process)
 }

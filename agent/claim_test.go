@@ -74,7 +74,7 @@ func TestWishThatChangesDuringTheWorkIsTheOneThatStands(t *testing.T) {
 						}
 						result := <-last
 						if noWait {
-							if reg, found := h.row(b.Registry, "alice"); !found || reg.NextAt.After(time.Now()) || reg.Attempts != 0 {
+							if reg, found := h.row(b.options.Registry, "alice"); !found || reg.NextAt.After(time.Now()) || reg.Attempts != 0 {
 								t.Errorf("the later wish is not due: %+v", reg)
 							}
 							result = one(t.Context(), b, verify("alice"))
@@ -83,14 +83,14 @@ func TestWishThatChangesDuringTheWorkIsTheOneThatStands(t *testing.T) {
 							t.Errorf("%s, %v; want %s", result.Verdict, result.Err, row.verdict)
 						}
 						h.box.holds(t, "alice", row.entry)
-						reg, found := h.row(b.Registry, "alice")
+						reg, found := h.row(b.options.Registry, "alice")
 						if found != (row.last.Action == Register) || found && (reg.State != registry.Registered || imapmeta.Value(reg.Value) != row.entry) {
 							t.Errorf("row (%t) %+v", found, reg)
 						}
 						if h.box.overlap {
 							t.Error("two Updates of alice overlapped")
 						}
-						h.unclaimed(b.Registry)
+						h.unclaimed(b.options.Registry)
 					})
 				})
 			}
@@ -119,7 +119,7 @@ func TestUpdatesOfOneUserNeverOverlap(t *testing.T) {
 		if n := len(h.box.updated()); h.box.overlap || n != each*len(agents) {
 			t.Errorf("overlapped: %t; %d Updates of %d", h.box.overlap, n, each*len(agents))
 		}
-		reg, _ := h.row(agents[0].Registry, "alice")
+		reg, _ := h.row(agents[0].options.Registry, "alice")
 		h.box.holds(t, "alice", imapmeta.Value(reg.Value))
 		if reg.State != registry.Registered {
 			t.Errorf("row %+v", reg)

@@ -70,7 +70,7 @@ func TestUsersOnARealDovecot(t *testing.T) {
 		entries("user=8@1")
 		do(Unregister, "", imapmeta.ErrNoUser, Removed)
 		entries("")
-		if counts, err := a.Registry.Counts(t.Context()); len(counts) > 0 || err != nil {
+		if counts, err := a.options.Registry.Counts(t.Context()); len(counts) > 0 || err != nil {
 			t.Errorf("the registry still holds %v, %v", counts, err)
 		}
 	})

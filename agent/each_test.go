@@ -224,7 +224,7 @@ func TestConsumerThatBreaksOffLeavesNothingBehind(t *testing.T) {
 				if n := h.box.underWay(); n != 0 || len(h.box.updated()) < 4 {
 					t.Errorf("%d Updates of %d are still under way", n, len(h.box.updated()))
 				}
-				h.unclaimed(a.Registry)
+				h.unclaimed(a.options.Registry)
 			})
 		})
 	}
@@ -257,8 +257,8 @@ func TestCancelledEachEndsAndLeavesNothingBehind(t *testing.T) {
 		if n := h.box.underWay(); n != 0 || len(h.box.updated()) != 10 {
 			t.Errorf("%d Updates of %d are still under way", n, len(h.box.updated()))
 		}
-		h.unclaimed(a.Registry)
-		for reg, err := range a.Registry.List(t.Context(), registry.Filter{State: registry.Pending}) {
+		h.unclaimed(a.options.Registry)
+		for reg, err := range a.options.Registry.List(t.Context(), registry.Filter{State: registry.Pending}) {
 			if err != nil || reg.Error == nil && reg.NextAt.After(time.Now()) {
 				t.Errorf("%+v, %v", reg, err)
 			}
@@ -270,7 +270,7 @@ func TestNoWaitTouchesNoServer(t *testing.T) {
 	h, _ := still(t)
 	a := h.agent(func(o *Options) { o.Servers = nil }) // not even one that is configured
 	must(t, a, Request{User: "alice", Identity: "7@1", Expires: time.Hour, Force: true, NoWait: true}, Deferred)
-	reg, _ := h.row(a.Registry, "alice")
+	reg, _ := h.row(a.options.Registry, "alice")
 	if reg.State != registry.Pending || reg.Value != "user=7@1" || !reg.Force || reg.Attempts != 0 || !reg.NextAt.Equal(noon) || !reg.ExpiresAt.Equal(noon.Add(time.Hour)) {
 		t.Errorf("row %+v", reg)
 	}
@@ -342,7 +342,7 @@ func TestWaitingForATurnEndsWithContext(t *testing.T) {
 		if n := len(h.box.updated()); n != 3 {
 			t.Errorf("%d Updates in 2.5 s at one a second", n)
 		}
-		h.unclaimed(a.Registry)
+		h.unclaimed(a.options.Registry)
 	})
 }
 

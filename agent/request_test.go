@@ -43,7 +43,7 @@ func TestRequestsThatNeverReachAServer(t *testing.T) {
 			if result.Verdict != Failed || !errors.Is(result.Err, row.err) || !strings.Contains(result.Err.Error(), row.words) || result.User != row.request.User || result.Registration != nil {
 				t.Errorf("%s: %+v; want %v", row.name, result, row.err)
 			}
-			if counts, err := a.Registry.Counts(t.Context()); len(counts) > 0 || err != nil || len(h.box.updated()) > 0 {
+			if counts, err := a.options.Registry.Counts(t.Context()); len(counts) > 0 || err != nil || len(h.box.updated()) > 0 {
 				t.Errorf("%s: the registry holds %v, %v; Updates %q", row.name, counts, err, h.box.updated())
 			}
 		}
@@ -63,7 +63,7 @@ func TestRegistryThatFailsKeepsTheServerFromBeingTouched(t *testing.T) {
 	h, _ := still(t)
 	a := h.agent()
 	must(t, a, register("alice"), Added)
-	a.Registry.Close()
+	a.options.Registry.Close()
 	for _, r := range []Request{register("alice"), unregister("alice"), verify("alice"), register("bob")} {
 		if result := one(t.Context(), a, r); result.Err == nil {
 			t.Errorf("%+v: %+v", r, result)

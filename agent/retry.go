@@ -6,18 +6,18 @@ import "time"
 // between RetryInitial and a ceiling that doubles with each attempt, up to
 // RetryMax, so that users who failed together do not come back together.
 func (a *Agent) retryAfter(attempts int) time.Duration {
-	ceiling := a.RetryMax
-	if shift := max(attempts, 1); a.RetryInitial <= a.RetryMax>>shift { // else it passes RetryMax, or overflows
-		ceiling = a.RetryInitial << shift
+	ceiling := a.options.RetryMax
+	if shift := max(attempts, 1); a.options.RetryInitial <= a.options.RetryMax>>shift { // else it passes RetryMax, or overflows
+		ceiling = a.options.RetryInitial << shift
 	}
-	return between(a.RetryInitial, ceiling, a.Random())
+	return between(a.options.RetryInitial, ceiling, a.options.Random())
 }
 
 // verifyAfter is how long a registration that is as it should be is left
 // alone: at most VerifyEvery, and spread, so that users who were registered
 // together do not stay together.
 func (a *Agent) verifyAfter() time.Duration {
-	return between(a.VerifyEvery-a.VerifyEvery/4, a.VerifyEvery, a.Random())
+	return between(a.options.VerifyEvery-a.options.VerifyEvery/4, a.options.VerifyEvery, a.options.Random())
 }
 
 func between(least, most time.Duration, random float64) time.Duration {

@@ -10,7 +10,7 @@ import (
 const nearlyOne = 1 - 1.0/(1<<53) // the largest number below 1
 
 func waits(initial, most, verify time.Duration, random float64) *Agent {
-	return &Agent{Options: Options{RetryInitial: initial, RetryMax: most, VerifyEvery: verify, Random: func() float64 { return random }}}
+	return &Agent{options: Options{RetryInitial: initial, RetryMax: most, VerifyEvery: verify, Random: func() float64 { return random }}}
 }
 
 func TestRetryCeilingDoubles(t *testing.T) {

@@ -20,7 +20,8 @@ func (a *Agent) settle(ctx context.Context, key registry.Key, g *gates) Result {
 		return Result{User: key.User, Server: key.Server, Verdict: Failed, Err: fmt.Errorf("%w: server %q is not configured", ErrNoServer, key.Server)}
 	}
 	// Waiting for a turn comes before the claim, which the work must fit in.
-	err := g.pass(ctx, server)
+	leave, err := g.pass(ctx, server)
+	defer leave()
 	var reg registry.Registration
 	if err == nil {
 		reg, err = a.claim(ctx, key, owner, server.Timeout)
@@ -36,15 +37,16 @@ func (a *Agent) settle(ctx context.Context, key registry.Key, g *gates) Result {
 		present: reg.Wanted == registry.Present,
 		value:   imapmeta.Value(reg.Value),
 		known:   !reg.WrittenAt.IsZero() || !reg.VerifiedAt.IsZero(),
-		replace: reg.Force || a.Replace && reg.Wanted == registry.Present,
+		replace: reg.Force || a.options.Replace && reg.Wanted == registry.Present,
 	}
 	for _, v := range reg.Written {
 		w.written = append(w.written, imapmeta.Value(v))
 	}
 	var verdict Verdict
+	var change imapmeta.Change
 	// The claim outlasts the work, whatever the connector's own limit is.
 	working, cancel := context.WithTimeout(ctx, server.Timeout+recordTime)
-	outcome, err := server.Entries.Update(working, key.User, func(have imapmeta.Value) (change imapmeta.Change) {
+	outcome, err := server.Entries.Update(working, key.User, func(have imapmeta.Value) imapmeta.Change {
 		change, verdict = decide(w, have)
 		return change
 	})
@@ -56,22 +58,35 @@ func (a *Agent) settle(ctx context.Context, key registry.Key, g *gates) Result {
 			verdict = Deferred
 		}
 	}
+	result := Result{User: key.User, Server: key.Server, Verdict: verdict, Err: err}
+	if err == nil && verdict == Conflict {
+		result.Conflict = foreign(outcome.Had)
+	}
 	record := a.conclude(reg, verdict, outcome, err)
+	if unanswered(change, err) {
+		record.DoubtUntil = later(record.DoubtUntil, a.options.Now().Add(registry.Linger))
+	}
+	if reg.Wanted == registry.Absent && err == nil && !record.Gone && verdict != Conflict {
+		result.Verdict = Deferred
+		after := record.DoubtUntil.Add(time.Second - 1) // the text has no fraction
+		result.Err = fmt.Errorf("%w; look again after %s", ErrDoubt, after.Format(time.RFC3339))
+		record.Failure = &registry.Failure{Kind: string(imapmeta.Retry), Message: result.Err.Error()}
+	}
 	if !reg.ExpiresAt.IsZero() && reg.ExpiresAt.Before(record.NextAt) {
 		record.NextAt = reg.ExpiresAt // whatever became of it, it expires in time
 	}
-	return a.record(ctx, owner, record, Result{User: key.User, Server: key.Server, Verdict: verdict, Err: err})
+	return a.record(ctx, owner, record, result)
 }
 
 // claim waits until the row is ours.
 func (a *Agent) claim(ctx context.Context, key registry.Key, owner string, timeout time.Duration) (registry.Registration, error) {
 	waiting := false
 	for {
-		now := a.Now()
+		now := a.options.Now()
 		until := now.Add(timeout + claimSlack)
 		// Should we die before recording, nobody looks again before the claim
 		// is over, nor sooner than after any other failure.
-		reg, claimed, err := a.Registry.Claim(ctx, key, owner, until, later(until, now.Add(a.RetryInitial)))
+		reg, claimed, err := a.options.Registry.Claim(ctx, key, owner, until, later(until, now.Add(a.options.RetryInitial)))
 		if err != nil {
 			return reg, err
 		}
@@ -82,14 +97,14 @@ func (a *Agent) claim(ctx context.Context, key registry.Key, owner string, timeo
 			return reg, nil
 		}
 		if a.dead(reg.ClaimedBy) {
-			if err := a.Registry.Release(ctx, reg.ClaimedBy); err != nil {
+			if err := a.options.Registry.Release(ctx, reg.ClaimedBy); err != nil {
 				return reg, err
 			}
 			continue
 		}
 		if !waiting {
 			waiting = true
-			a.Log.Info("another dovepush is at work on this user, waiting", "user", key.User, "server", key.Server,
+			a.options.Log.Warn("another dovepush is at work on this user, waiting", "user", key.User, "server", key.Server,
 				"owner", reg.ClaimedBy, "until", reg.ClaimedUntil)
 		}
 		if err := sleep(ctx, heldPoll); err != nil {
@@ -100,8 +115,9 @@ func (a *Agent) claim(ctx context.Context, key registry.Key, owner string, timeo
 
 // conclude says what shall be recorded of a look at reg.
 func (a *Agent) conclude(reg registry.Registration, verdict Verdict, outcome imapmeta.Outcome, failure error) registry.Result {
-	now := a.Now()
-	res := registry.Result{Key: reg.Key(), Revision: reg.Revision, State: reg.State}
+	now := a.options.Now()
+	doubt := doubtAt(reg, now)
+	res := registry.Result{Key: reg.Key(), Revision: reg.Revision, State: reg.State, DoubtUntil: doubt}
 	if failure != nil {
 		res.Failure = &registry.Failure{Kind: string(imapmeta.KindOf(failure)), Message: failure.Error()}
 		res.Unsettled = true
@@ -112,7 +128,7 @@ func (a *Agent) conclude(reg registry.Registration, verdict Verdict, outcome ima
 		}
 		// Dovecot does not know the user, and nothing is left to be done for
 		// him: he has never been reached, or the admin says so.
-		never := reg.WrittenAt.IsZero() && reg.VerifiedAt.IsZero()
+		never := reg.WrittenAt.IsZero() && reg.VerifiedAt.IsZero() && doubt.IsZero()
 		res.Gone = errors.Is(failure, imapmeta.ErrNoUser) && reg.Wanted == registry.Absent && (never || reg.Force)
 		return res
 	}
@@ -121,7 +137,18 @@ func (a *Agent) conclude(reg registry.Registration, verdict Verdict, outcome ima
 	if !outcome.Did.Keeps() {
 		res.WrittenAt = now
 	}
+	if reg.Wanted == registry.Absent && verdict == Removed && len(reg.Written) == 1 && reg.Written[0] == string(outcome.Had) {
+		doubt = time.Time{} // what could still come has come, and was removed
+		res.DoubtUntil = doubt
+	}
 	switch {
+	case reg.Wanted == registry.Absent && doubt.IsZero():
+		// Also if the entry holds somebody else's value: nothing of ours is
+		// left to look after.
+		res.Gone = true
+		if verdict != Conflict {
+			res.Written = []string{}
+		}
 	case verdict == Conflict:
 		// What is there is not ours, yet a write of ours whose answer was lost
 		// may still come through: what was written stays known.
@@ -129,18 +156,42 @@ func (a *Agent) conclude(reg registry.Registration, verdict Verdict, outcome ima
 		res.Failure = &registry.Failure{Kind: string(imapmeta.User), Message: foreign(outcome.Had)}
 		res.Unsettled = true
 	case reg.Wanted == registry.Absent:
-		res.Gone = true
-		res.Written = []string{}
+		res.State = registry.Removing
+		res.Unsettled = true
 	default:
 		res.State = registry.Registered
-		if reg.Attempts <= 1 {
-			// An earlier attempt without a result may have sent a value that
-			// Dovecot has yet to write (it waits up to a minute for a stale
-			// lock of the dict). Until the next look, that is known as ours.
+		if doubt.IsZero() {
 			res.Written = []string{reg.Value}
 		}
 	}
+	if !doubt.IsZero() && doubt.Before(res.NextAt) {
+		res.NextAt = doubt
+	}
 	return res
+}
+
+// doubtAt is until when a value that was sent without an answer may still turn
+// up, as of now; zero if none will. A time further ahead than any claim sets
+// was set before the clock was set back.
+func doubtAt(reg registry.Registration, now time.Time) time.Time {
+	doubt := reg.DoubtUntil
+	if !doubt.After(now) {
+		return time.Time{}
+	}
+	if most := now.Add(registry.MaxClaim + registry.Linger); doubt.After(most) {
+		return most
+	}
+	return doubt
+}
+
+// unanswered reports whether a value was sent, or may have been, and Dovecot
+// did not say what became of it. A BYE is no answer to what was sent.
+func unanswered(change imapmeta.Change, failure error) bool {
+	if value, changes := change.Value(); !changes || value == imapmeta.Absent || failure == nil {
+		return false
+	}
+	var e *imapmeta.Error
+	return !errors.As(failure, &e) || e.Status == "" || e.Status == "BYE"
 }
 
 // foreign describes a value that is not ours.
@@ -155,9 +206,12 @@ func foreign(v imapmeta.Value) string {
 func (a *Agent) record(ctx context.Context, owner string, res registry.Result, result Result) Result {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTime)
 	defer cancel()
-	lost, err := a.Registry.Record(ctx, owner, res)
-	if err == nil && len(lost) > 0 {
+	lost, err := a.options.Registry.Record(ctx, owner, res)
+	switch {
+	case err == nil && len(lost) > 0:
 		err = ErrLate
+	case errors.Is(err, context.DeadlineExceeded):
+		err = fmt.Errorf("%w: %w", ErrLate, err)
 	}
 	if err != nil {
 		result.Verdict = Deferred
@@ -171,7 +225,7 @@ func (a *Agent) record(ctx context.Context, owner string, res registry.Result, r
 func (a *Agent) release(ctx context.Context, owner string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTime)
 	defer cancel()
-	return a.Registry.Release(ctx, owner)
+	return a.options.Registry.Release(ctx, owner)
 }
 
 func later(a, b time.Time) time.Time {

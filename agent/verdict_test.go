@@ -90,7 +90,8 @@ func TestVerdictsInTheRegistry(t *testing.T) {
 		{name: "conflict of an expiring registration", entry: new(theirs), request: expiring(register("alice"), time.Hour),
 			want: want{verdict: Conflict, state: registry.Conflict, attempts: 1, expires: true, written: []string{string(mine)}, verifiedAt: now, failure: conflict}},
 		{name: "conflict at unregistering", past: known, entry: new(theirs), request: unregister("alice"), replace: true,
-			want: want{verdict: Conflict, state: registry.Conflict, attempts: 1, again: aDay, written: []string{string(mine)}, writtenAt: before, verifiedAt: now, failure: conflict}},
+			want: want{verdict: Conflict, gone: true}},
+		{name: "conflict at unregistering a stranger", entry: new(theirs), request: unregister("alice"), want: want{verdict: Conflict, gone: true}},
 
 		{name: "removed", past: known, request: unregister("alice"), want: want{verdict: Removed, gone: true}},
 		{name: "removed with another identity", past: []Request{registerAs("alice", "7@1")}, request: unregister("alice"), want: want{verdict: Removed, gone: true}},
@@ -152,7 +153,10 @@ func TestVerdictsInTheRegistry(t *testing.T) {
 				if result.Verdict != row.want.verdict || result.Err != row.fails {
 					t.Errorf("%s, %v; want %s, %v", result.Verdict, result.Err, row.want.verdict, row.fails)
 				}
-				reg, found := h.row(a.Registry, "alice")
+				if says := map[bool]string{true: conflict.Message}[row.want.verdict == Conflict]; result.Conflict != says {
+					t.Errorf("conflict %q, want %q", result.Conflict, says)
+				}
+				reg, found := h.row(a.options.Registry, "alice")
 				if found == row.want.gone || found != (result.Registration != nil) {
 					t.Fatalf("there is a row: %t, in the result: %t", found, result.Registration != nil)
 				}
@@ -220,7 +224,7 @@ func TestExpiredRegistrationStaysExpiredWhileTheServerIsDown(t *testing.T) {
 	clock.advance(2 * time.Hour)
 	h.box.reading = fails(errRefused)
 	one(t.Context(), a, verify("alice"))
-	reg, _ := h.row(a.Registry, "alice")
+	reg, _ := h.row(a.options.Registry, "alice")
 	if reg.Wanted != registry.Absent || reg.State != registry.Removing || reg.Force || !reg.NextAt.After(clock.now()) {
 		t.Errorf("row %+v", reg)
 	}
