@@ -247,7 +247,7 @@ func resultCode(r agent.Result) int {
 func (a *app) report(action agent.Action, r agent.Result) error {
 	user := printable(r.User)
 	if r.Verdict == agent.Conflict {
-		fmt.Fprintf(a.stderr, "dovepush: %s: conflict: %s\n", user, printable(r.Registration.Error.Message))
+		fmt.Fprintf(a.stderr, "dovepush: %s: conflict: %s\n", user, printable(r.Conflict))
 		if action == agent.Unregister {
 			a.hint("--force removes it")
 		} else {

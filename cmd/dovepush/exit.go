@@ -100,7 +100,7 @@ func exitCode(err error) int {
 		return exitOK
 	case errors.As(err, &usage):
 		return exitUsage
-	case is(agent.ErrStopped, agent.ErrLate):
+	case is(agent.ErrStopped, agent.ErrLate, agent.ErrDoubt, agent.ErrOvertaken):
 		return exitTemporary
 	case errors.As(err, &setting), errors.As(err, &secret), is(errConfig, fs.ErrNotExist, syscall.ENOTDIR, registry.ErrNewer, registry.ErrForeign, registry.ErrCorrupt):
 		return exitConfig
@@ -144,6 +144,8 @@ func hintFor(err error) string {
 	switch {
 	case errors.As(err, &usage):
 		return "dovepush help, or dovepush help COMMAND, tells more"
+	case errors.Is(err, agent.ErrDoubt):
+		return "dovepush verify USER looks again; dovepush status USER tells from when on"
 	case errors.Is(err, agent.ErrStopped):
 		return "mend the server's trouble and run the same command again; what should be is recorded"
 	case errors.As(err, &exchange) && exchange.Kind == imapmeta.Retry && exchange.Op == "connect" && exchange.Hint == "":

@@ -38,6 +38,8 @@ func TestExitCodes(t *testing.T) {
 		{exchange(imapmeta.Retry, nil), 75},
 		{fmt.Errorf("%w: %w", agent.ErrStopped, refused), 75},
 		{agent.ErrLate, 75},
+		{agent.ErrDoubt, 75},
+		{agent.ErrOvertaken, 75},
 		{registry.ErrFull, 75},
 		{registry.ErrBusy, 75},
 		{refused, 77},

@@ -51,6 +51,9 @@ func asJSON(action agent.Action, r agent.Result) any {
 		if action == agent.Unregister && r.Err == nil {
 			b.Wanted = registry.Absent
 		}
+		if r.Verdict == agent.Conflict {
+			b.Error = &registry.Failure{Kind: string(imapmeta.User), Message: r.Conflict}
+		}
 		return b
 	}
 	o := outcome{Result: r.Verdict, Registration: *r.Registration}

@@ -71,7 +71,7 @@ func (a *app) newAgent(c *config.Config, r *registry.Registry, password *config.
 			return nil, err
 		}
 		o.Servers = append(o.Servers, agent.Server{Name: s.Name, Entries: entries,
-			Timeout: time.Duration(s.Timeout), LoginsPerSecond: s.MaxLoginsPerSecond})
+			Timeout: time.Duration(s.Timeout), LoginsPerSecond: s.MaxLoginsPerSecond, MaxConnections: s.MaxConnections})
 	}
 	made, err := agent.New(o)
 	if err != nil {
