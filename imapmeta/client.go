@@ -79,10 +79,6 @@ func New(o Options) (*Client, error) {
 		reading: make(chan struct{}, 1)}, nil
 }
 
-// Timeout returns the longest that an Update may take once it has a
-// connection's place.
-func (c *Client) Timeout() time.Duration { return c.options.Timeout }
-
 // Update reads the user's entry, lets decide look at it, and carries out what
 // decide answers. decide is called at most once, and not if the entry could
 // not be read.

@@ -142,7 +142,7 @@ func cutAnywhere(t *testing.T, s *dovecot.Server) {
 				}
 				began := time.Now()
 				out, err := client.Update(t.Context(), "alice", setTo(after))
-				if time.Since(began) > client.Timeout()/2 {
+				if time.Since(began) > client.options.Timeout/2 {
 					t.Errorf("it hung: %v", err)
 				}
 				<-w.done
