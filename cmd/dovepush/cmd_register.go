@@ -164,16 +164,15 @@ func (a *app) requests(ctx context.Context, action agent.Action, args []string, 
 			}
 		}
 	}
-	code, err := a.reportAll(ctx, action, worker.Each(ctx, requests, parallel(c)), f.json)
-	if err != nil {
-		return err
-	}
-	if input != nil && ctx.Err() == nil {
-		a.complain("", input)
-		code = graver(code, exitCode(input))
-	}
+	code, unwritten := a.reportAll(ctx, action, worker.Each(ctx, requests, parallel(c)), f.json)
 	if ctx.Err() != nil {
 		return ctx.Err()
+	}
+	for _, err := range []error{input, unwritten} {
+		if err != nil {
+			a.complain("", err)
+			code = graver(code, exitCode(err))
+		}
 	}
 	if code != exitOK {
 		return reported{code}

@@ -260,9 +260,6 @@ func TestAnInterruptEndsTheWaitAndKeepsTheWish(t *testing.T) {
 }
 
 func TestAnInterruptEndsTheWaitForStandardInput(t *testing.T) {
-	if testing.Short() {
-		t.Skip("needs a real Dovecot")
-	}
 	s := dovecottest.Start(t, dovecot.Options{Version: dovecot.V23, Users: []dovecot.User{{Name: "alice", Password: "x"}}})
 	w := newSite(t, s)
 	for _, args := range [][]string{{"register", "-"}, {"register", "-", "--no-wait"}, {"verify", "-"}, {"status", "-"}, {"register", "alice", "--password-stdin"}} {
@@ -299,9 +296,6 @@ func TestAnInterruptEndsTheWaitForStandardInput(t *testing.T) {
 // A registry that may not be written, has no room, or comes from the future:
 // nothing is sent to Dovecot, and the message says what to do.
 func TestRegistriesThatCannotBeUsed(t *testing.T) {
-	if testing.Short() {
-		t.Skip("needs a real Dovecot")
-	}
 	s := dovecottest.Start(t, dovecot.Options{Version: dovecot.V23, Users: []dovecot.User{{Name: "alice", Password: "x"}, {Name: "bob", Password: "x"}, {Name: "carol", Password: "x"}}})
 
 	t.Run("read-only", func(t *testing.T) {
