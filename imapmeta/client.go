@@ -119,13 +119,28 @@ func (c *Client) update(ctx context.Context, user string, decide func(have Value
 func (c *Client) exchange(ctx context.Context, cred *credential, user string, decide func(have Value) Change) (Outcome, error) {
 	s, err := c.connect(ctx)
 	if err != nil {
-		return Outcome{}, err
+		return Outcome{}, unreached(err)
 	}
 	defer s.close()
-	if err := s.begin(c.options.Auth, user, cred.secret); err != nil {
-		return Outcome{}, err
+	outcome, err := func() (Outcome, error) {
+		if err := s.begin(c.options.Auth, user, cred.secret); err != nil {
+			return Outcome{}, err
+		}
+		return s.update(decide)
+	}()
+	if !s.greeted {
+		err = unreached(err)
 	}
-	return s.update(decide)
+	return outcome, err
+}
+
+// unreached marks a failure that came before the greeting.
+func unreached(err error) error {
+	var e *Error
+	if errors.As(err, &e) && e.Kind == Retry && e.Status == "" && !errors.Is(e, context.Canceled) {
+		e.Unreached = true
+	}
+	return err
 }
 
 // update spends one round trip on login and reading, and another on the change.

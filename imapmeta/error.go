@@ -48,6 +48,9 @@ type Error struct {
 	Text   string // the server's words, without the code
 	Hint   string // what an admin can do about it; not part of Error()
 	Err    error  // one of the sentinels above, or the cause; may be nil
+	// Unreached says that the server did not even greet: the failure, of kind
+	// Retry, has nothing to do with the user.
+	Unreached bool
 }
 
 // Error returns "op: cause: STATUS [CODE] text", without the hint.
