@@ -86,3 +86,40 @@ func BenchmarkCounts200000(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkTake16 takes 16 rows of 10,000 that are due.
+func BenchmarkTake16(b *testing.B) {
+	r, c := fresh(b)
+	seed(b, r, 10_000)
+	n := 0
+	for b.Loop() {
+		now := c.now()
+		regs, err := r.Take(b.Context(), "main", "agent", now.Add(time.Minute), now, 16)
+		if err != nil || len(regs) != 16 {
+			b.Fatal(len(regs), err)
+		}
+		if n += 16; n%10_000 == 0 { // all were taken
+			c.advance(time.Minute)
+		}
+	}
+	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "rows/s")
+}
+
+func BenchmarkVersion(b *testing.B) {
+	r, _ := fresh(b)
+	for b.Loop() {
+		version(b, r)
+	}
+}
+
+// BenchmarkBacklogsNoneDue asks what waits where all 200,000 rows are settled.
+func BenchmarkBacklogsNoneDue(b *testing.B) {
+	r, c := fresh(b)
+	seed(b, r, 200_000)
+	c.advance(time.UnixMilli(-1).Sub(c.now())) // before the first is due
+	for b.Loop() {
+		if list, err := r.Backlogs(b.Context()); len(list) != 0 || err != nil {
+			b.Fatal(list, err)
+		}
+	}
+}

@@ -72,10 +72,8 @@ const (
 	sqlConclude = `
 		UPDATE registrations SET state = $3, next_at = $4, error_kind = $5, error_message = $6,
 			force = CASE WHEN $7 <> 0 THEN force ELSE 0 END,
-			attempts = CASE WHEN $7 <> 0 THEN attempts ELSE 0 END
+			attempts = CASE WHEN $7 = 0 THEN 0 ELSE max(attempts - $8, 0) END
 		WHERE username = $1 AND server = $2`
-
-	sqlRelease = `UPDATE registrations SET claimed_by = '', claimed_until = NULL WHERE claimed_by = $1 AND claimed_by <> ''`
 
 	// Two statements, one for each index.
 	sqlProveIdentity = `
@@ -87,7 +85,8 @@ const (
 )
 
 // writerStatements are prepared once, for the life of the writer's connection.
-var writerStatements = []string{sqlIntend, sqlSelect, sqlClaim, sqlDelete, sqlLearn, sqlConclude, sqlRelease, sqlProveIdentity, sqlProveUser}
+var writerStatements = []string{sqlIntend, sqlSelect, sqlClaim, sqlDelete, sqlLearn, sqlConclude, sqlProveIdentity, sqlProveUser,
+	sqlDue, sqlHasten, sqlSpread, sqlRelease, sqlReclaim, sqlOpenCircuit, sqlCloseCircuit}
 
 // Intend changes what should be, all intents in one transaction that is
 // durable when Intend returns. Each makes its row due now and begins it
@@ -104,20 +103,46 @@ func (r *Registry) Intend(ctx context.Context, intents ...Intent) error {
 	if len(intents) == 0 {
 		return nil
 	}
-	now := millis(r.now())
 	return r.writer.submit(ctx, "intend", len(intents), func(ctx context.Context, tx transaction) error {
+		now := r.now()
 		for _, in := range intents {
-			state := Pending
-			if in.Wanted == Absent {
-				state = Removing
-			}
-			if _, err := tx.exec(ctx, sqlIntend, in.User, in.Server, in.Identity, in.Value, string(in.Wanted), string(state),
-				millis(in.ExpiresAt), now, bit(in.Force)); err != nil {
-				return fmt.Errorf("user %q on server %q: %w", in.User, in.Server, err)
+			if err := intendOne(ctx, tx, in, now); err != nil {
+				return err
 			}
 		}
 		return nil
 	})
+}
+
+// IntendOne is Intend for one, and returns the row as it is then.
+func (r *Registry) IntendOne(ctx context.Context, in Intent) (Registration, error) {
+	if err := in.check(); err != nil {
+		return Registration{}, fmt.Errorf("registry %s: intend: %w", r.path, err)
+	}
+	var reg Registration
+	err := r.writer.submit(ctx, "intend", 1, func(ctx context.Context, tx transaction) (err error) {
+		if err := intendOne(ctx, tx, in, r.now()); err != nil {
+			return err
+		}
+		reg, err = scanRow(tx.row(ctx, sqlSelect, in.User, in.Server))
+		return err
+	})
+	if err != nil {
+		return Registration{}, err // reg may still be written to
+	}
+	return reg, nil
+}
+
+func intendOne(ctx context.Context, tx transaction, in Intent, now time.Time) error {
+	state := Pending
+	if in.Wanted == Absent {
+		state = Removing
+	}
+	if _, err := tx.exec(ctx, sqlIntend, in.User, in.Server, in.Identity, in.Value, string(in.Wanted), string(state),
+		millis(in.ExpiresAt), millis(now), bit(in.Force)); err != nil {
+		return fmt.Errorf("user %q on server %q: %w", in.User, in.Server, err)
+	}
+	return nil
 }
 
 // Claim takes a row for owner until a time at most MaxClaim ahead, before the
@@ -135,8 +160,8 @@ func (r *Registry) Intend(ctx context.Context, intents ...Intent) error {
 // The row is returned as it is afterwards, unless it is Missing, but with
 // DoubtUntil as it was before. An owner may claim its own row again.
 func (r *Registry) Claim(ctx context.Context, key Key, owner string, until, retryAt time.Time) (Registration, Claimed, error) {
-	if owner == "" || len(owner) > maxName {
-		return Registration{}, Missing, fmt.Errorf("registry %s: claim: owner %q must have 1 to %d bytes", r.path, owner, maxName)
+	if err := r.checkOwner("claim", owner); err != nil {
+		return Registration{}, Missing, err
 	}
 	var reg Registration
 	var outcome Claimed
@@ -229,6 +254,9 @@ type Result struct {
 	// attempts and its permission to force are kept. Otherwise the wish is
 	// done with, and both are cleared.
 	Unsettled bool
+	// Uncounted says of an Unsettled result that the attempt was none: the
+	// server was in no state to serve anybody.
+	Uncounted bool
 	// Written holds all values of ours that may still be in the entry. Nil
 	// leaves what is known; empty, but not nil, means none.
 	Written []string
@@ -323,17 +351,8 @@ func recordOne(ctx context.Context, tx transaction, owner string, res Result) (b
 		return true, nil
 	}
 	kind, message := res.Failure.columns()
-	_, err = tx.exec(ctx, sqlConclude, res.User, res.Server, string(res.State), millis(res.NextAt), kind, message, bit(res.Unsettled))
+	_, err = tx.exec(ctx, sqlConclude, res.User, res.Server, string(res.State), millis(res.NextAt), kind, message, bit(res.Unsettled), bit(res.Uncounted))
 	return true, err
-}
-
-// Release gives back all claims of owner, for when it stops. The rows are
-// looked at again when their claims said.
-func (r *Registry) Release(ctx context.Context, owner string) error {
-	return r.writer.submit(ctx, "release", 1, func(ctx context.Context, tx transaction) error {
-		_, err := tx.exec(ctx, sqlRelease, owner)
-		return err
-	})
 }
 
 // Prove notes that a notification for identity came at a time, in every row

@@ -30,6 +30,26 @@ func TestIntendRemovalOfAnUnknownUserMakesARow(t *testing.T) {
 	}
 }
 
+func TestIntendOneReturnsTheRowAsItIsThen(t *testing.T) {
+	r, c := fresh(t)
+	intend(t, r, present(alice, "user=alice"))
+	take(t, r, alice, "agent")
+	now := c.advance(time.Hour)
+	got, err := r.IntendOne(t.Context(), Intent{Key: alice, Identity: "3@7", Value: "user=3@7", Wanted: Present, Force: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(get(t, r, alice), got); diff != "" {
+		t.Error(diff)
+	}
+	if got.Value != "user=3@7" || got.Revision != 2 || !got.NextAt.Equal(now) || got.Attempts != 0 {
+		t.Errorf("%+v", got)
+	}
+	if _, err := r.IntendOne(t.Context(), present(alice, "")); err == nil || !strings.Contains(err.Error(), r.path) {
+		t.Errorf("a wish without a value: error %v", err)
+	}
+}
+
 // settle brings alice's row into a state, as an agent would.
 func settle(t *testing.T, r *Registry, first Intent, state State) {
 	t.Helper()

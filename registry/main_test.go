@@ -23,6 +23,7 @@ var helpers map[string]func(args []string) error
 func TestMain(m *testing.M) {
 	helpers = map[string]func([]string) error{
 		"claim":      helpClaim,
+		"take":       helpTake,
 		"open fresh": helpOpenFresh,
 		"write":      helpWrite,
 		"permission": helpPermission,

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -97,6 +98,84 @@ func TestProcessesNeverClaimARowAtTheSameTime(t *testing.T) {
 	}
 	if attempts != sum {
 		t.Errorf("%d claims were given, %d are known", sum, attempts)
+	}
+}
+
+// helpTake takes what is due, up to a number of rows whenever it reads a line,
+// and prints whom it took.
+func helpTake(args []string) error {
+	limit, _ := strconv.Atoi(args[2])
+	ctx := background()
+	r, err := Open(ctx, args[0], nil)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		regs, err := r.Take(ctx, "main", args[1], time.Now().Add(MaxClaim), time.Now().Add(time.Hour), limit)
+		if err != nil {
+			return err
+		}
+		var users []string
+		for _, reg := range regs {
+			users = append(users, reg.User)
+		}
+		fmt.Println(strings.Join(users, " "))
+	}
+	return nil
+}
+
+func TestProcessesTakeEachRowOnce(t *testing.T) {
+	const processes, rounds, limit = 3, 25, 7
+	const rows = processes*rounds*limit - 10 // too few for the last round
+	path := filepath.Join(t.TempDir(), "registry.db")
+	r := reopen(t, path, nil)
+	var intents []Intent
+	for i := range rows {
+		intents = append(intents, present(rowKey(i), "v"))
+	}
+	intend(t, r, intents...)
+	var outputs []*bufio.Scanner
+	var inputs []io.Writer
+	for p := range processes {
+		cmd := helper(t, "take", path, fmt.Sprint("process ", p), strconv.Itoa(limit))
+		lines, stdin, stderr := started(t, cmd)
+		outputs, inputs = append(outputs, lines), append(inputs, stdin)
+		defer func() {
+			stdin.Close()
+			if err := cmd.Wait(); err != nil || stderr.Len() > 0 {
+				t.Error(err, stderr)
+			}
+		}()
+	}
+	owners := make(map[string]string)
+	for round := range rounds + 1 { // nothing is left for one more
+		for _, in := range inputs {
+			fmt.Fprintln(in)
+		}
+		for p, lines := range outputs {
+			if !lines.Scan() {
+				t.Fatalf("round %d: process %d ended", round, p)
+			}
+			users := strings.Fields(lines.Text())
+			if len(users) < limit && round < rounds-1 {
+				t.Errorf("round %d: process %d took only %d", round, p, len(users))
+			}
+			for _, user := range users {
+				if other := owners[user]; other != "" {
+					t.Errorf("%s was taken by %s and by process %d", user, other, p)
+				}
+				owners[user] = fmt.Sprint("process ", p)
+			}
+		}
+	}
+	if len(owners) != rows {
+		t.Errorf("%d of %d rows were taken", len(owners), rows)
+	}
+	for _, reg := range all(t, r, Filter{}) {
+		if reg.Attempts != 1 || reg.ClaimedBy != owners[reg.User] {
+			t.Errorf("%s: %d attempts, claimed by %q, taken by %s", reg.User, reg.Attempts, reg.ClaimedBy, owners[reg.User])
+		}
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"iter"
 	"os"
 	"strings"
-	"time"
 )
 
 // pageSize is how many rows List reads at a time. Between pages no
@@ -76,29 +75,22 @@ func (r *Registry) List(ctx context.Context, f Filter) iter.Seq2[Registration, e
 	}
 }
 
-// Due returns up to limit rows whose time has come and that nobody works on,
-// longest due first. An empty server means all.
-func (r *Registry) Due(ctx context.Context, server string, limit int) ([]Registration, error) {
-	now := r.now()
-	return r.query(ctx, nil, "find what is due", `
-		SELECT `+columns+` FROM registrations
-		WHERE next_at <= $1 AND ($2 = '' OR server = $2)
-			AND (claimed_by = '' OR claimed_until <= $1 OR claimed_until > $3)
-		ORDER BY next_at LIMIT $4`,
-		millis(now), server, millis(now.Add(MaxClaim)), max(limit, 0))
-}
-
-// NextDue returns when the next row is due, which may be in the past, and
-// whether there is one. An empty server means all.
-func (r *Registry) NextDue(ctx context.Context, server string) (time.Time, bool, error) {
-	var next any
-	err := r.readers.QueryRowContext(ctx, `
-		SELECT next_at FROM registrations WHERE next_at IS NOT NULL AND ($1 = '' OR server = $1)
-		ORDER BY next_at LIMIT 1`, server).Scan(&next)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return time.Time{}, false, explain(r.path, "find what is due next", err)
+// Version returns a number that is another one once somebody, whether this
+// process or another, has changed the registry. Only numbers of the same
+// Registry can be compared. It costs some ten microseconds.
+// https://www.sqlite.org/pragma.html#pragma_data_version
+func (r *Registry) Version(ctx context.Context) (int64, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, explain(r.path, "see whether it changed", err)
 	}
-	return fromMillis(next), next != nil, nil
+	// The driver discards a connection that was interrupted, and the next one
+	// would count from the start again: a number could come twice.
+	ctx = context.WithoutCancel(ctx)
+	var version int64
+	if err := r.watcher.QueryRowContext(ctx, "PRAGMA data_version").Scan(&version); err != nil {
+		return 0, explain(r.path, "see whether it changed", err)
+	}
+	return version, nil
 }
 
 // Count is how many rows of a server are in a state.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"runtime"
 	"slices"
 	"testing"
@@ -176,7 +175,7 @@ func TestListOf200000RowsTakesTheMemoryOfAPage(t *testing.T) {
 	}
 	r, _ := fresh(t)
 	// Only to fill it faster: under -race each row takes its time.
-	for _, index := range []string{"due", "claimed", "identity", "state"} {
+	for _, index := range []string{"due", "claimed", "identity", "state", "failing"} {
 		exec1(t, r.writer.db, "DROP INDEX registrations_"+index)
 	}
 	exec1(t, r.writer.db, "PRAGMA ignore_check_constraints = ON")
@@ -224,59 +223,101 @@ func TestCounts(t *testing.T) {
 	}
 }
 
-func TestDueReturnsWhatNobodyWorksOnLongestDueFirst(t *testing.T) {
-	r, c := fresh(t)
-	for i, user := range []string{"late", "later", "claimed", "settled"} {
-		intend(t, r, present(Key{user, "main"}, "v"), present(Key{fmt.Sprint("far", i), "far"}, "v"))
-		c.advance(time.Minute)
-	}
-	now := c.now()
-	if _, _, err := r.Claim(t.Context(), Key{"claimed", "main"}, "agent", now.Add(time.Minute), now); err != nil {
+func version(t testing.TB, r *Registry) int64 {
+	t.Helper()
+	n, err := r.Version(t.Context())
+	if err != nil {
 		t.Fatal(err)
 	}
-	reg := take(t, r, Key{"settled", "main"}, "agent")
-	record(t, r, "agent", Result{Key: reg.Key(), Revision: 1, State: Registered})
+	return n
+}
 
-	users := func(server string, limit int) (got []string) {
-		regs, err := r.Due(t.Context(), server, limit)
-		if err != nil {
-			t.Fatal(err)
+func TestVersionChangesWithEveryChangeByWhomever(t *testing.T) {
+	r, c := fresh(t)
+	other := reopen(t, r.path, c.now)
+	last := version(t, r)
+	for name, change := range map[string]func(r *Registry) error{
+		"intend": func(r *Registry) error { return r.Intend(t.Context(), present(alice, "v")) },
+		"circuit": func(r *Registry) error {
+			return r.OpenCircuit(t.Context(), Circuit{Server: "main", Since: noon, ProbeAt: c.advance(time.Second), Failures: 1})
+		},
+	} {
+		for _, by := range []*Registry{r, other, r, other} {
+			if err := change(by); err != nil {
+				t.Fatal(err)
+			}
+			now := version(t, r)
+			if now == last {
+				t.Errorf("%s: still %d", name, now)
+			}
+			last = now
 		}
-		for _, reg := range regs {
-			got = append(got, reg.User)
-		}
-		return got
-	}
-	if diff := cmp.Diff([]string{"late", "later"}, users("main", 9)); diff != "" {
-		t.Error(diff)
-	}
-	if diff := cmp.Diff([]string{"late"}, users("main", 1)); diff != "" {
-		t.Error(diff)
-	}
-	if got := users("", 99); len(got) != 6 {
-		t.Errorf("on all servers: %q", got)
-	}
-	c.advance(time.Minute) // the claim ends
-	if diff := cmp.Diff([]string{"late", "later", "claimed"}, users("main", 9)); diff != "" {
-		t.Error(diff)
-	}
-	c.advance(-time.Hour)
-	if got := users("", 99); len(got) != 0 {
-		t.Errorf("due before their time: %q", got)
 	}
 }
 
-func TestNextDue(t *testing.T) {
+func TestVersionStaysWhileNothingChanges(t *testing.T) {
 	r, c := fresh(t)
-	if _, ok, err := r.NextDue(t.Context(), ""); ok || err != nil {
-		t.Errorf("empty: %v, %v", ok, err)
+	other := reopen(t, r.path, c.now)
+	intend(t, r, present(alice, "v"))
+	for name, call := range map[string]func(r *Registry) error{
+		"nothing":  func(*Registry) error { return nil },
+		"get":      func(r *Registry) error { _, _, err := r.Get(t.Context(), alice); return err },
+		"list":     func(r *Registry) error { all(t, r, Filter{}); return nil },
+		"check":    func(r *Registry) error { return r.Check(t.Context()) },
+		"backlogs": func(r *Registry) error { _, err := r.Backlogs(t.Context()); return err },
+		"next due": func(r *Registry) error { _, _, err := r.NextDue(t.Context(), "main"); return err },
+		// Were these changes, processes that look for work whenever something
+		// changes would keep each other awake.
+		"take where nothing is due": func(r *Registry) error { return errOf(r.Take(t.Context(), "far", "agent", noon, noon, 9, "alice")) },
+		"hasten of what is due":     func(r *Registry) error { _, _, err := r.Hasten(t.Context(), alice); return err },
+		"hasten of a missing row":   func(r *Registry) error { _, _, err := r.Hasten(t.Context(), Key{"bob", "main"}); return err },
+		"spread of nothing":         func(r *Registry) error { return errOf(r.Spread(t.Context(), "main", Every, noon, noon)) },
+		"claim of a missing row": func(r *Registry) error {
+			_, _, err := r.Claim(t.Context(), Key{"bob", "main"}, "agent", noon, noon)
+			return err
+		},
+		"release of no claim":          func(r *Registry) error { return r.Release(t.Context(), "agent") },
+		"reclaim of no claim":          func(r *Registry) error { return errOf(r.Reclaim(t.Context(), noon, "agent")) },
+		"proof for nobody":             func(r *Registry) error { return errOf(r.Prove(t.Context(), "nobody", noon)) },
+		"closing of what is not open":  func(r *Registry) error { return r.CloseCircuit(t.Context(), "main") },
+		"opening and closing the file": func(r *Registry) error { return reopenAndClose(t, r.path) },
+	} {
+		for by, r2 := range map[string]*Registry{"itself": r, "another": other} {
+			before := version(t, r)
+			if err := call(r2); err != nil {
+				t.Fatal(err)
+			}
+			if after := version(t, r); after != before {
+				t.Errorf("%s by %s: %d after %d", name, by, after, before)
+			}
+		}
 	}
-	intend(t, r, present(Key{"a", "main"}, "v"))
-	c.advance(-time.Hour)
-	intend(t, r, present(Key{"a", "far"}, "v"))
-	for server, want := range map[string]time.Time{"": noon.Add(-time.Hour), "far": noon.Add(-time.Hour), "main": noon} {
-		if got, ok, err := r.NextDue(t.Context(), server); !got.Equal(want) || !ok || err != nil {
-			t.Errorf("%q: %v, %v, %v", server, got, ok, err)
+}
+
+func errOf[T any](_ T, err error) error { return err }
+
+func reopenAndClose(t *testing.T, path string) error {
+	r, err := Open(t.Context(), path, nil)
+	if err != nil {
+		return err
+	}
+	return r.Close()
+}
+
+// An interrupted connection is discarded, and a new one counts from the start.
+func TestVersionSeesTheChangeThoughAnotherCallerGaveUp(t *testing.T) {
+	for range 30 {
+		r, _ := fresh(t)
+		other := reopen(t, r.path, nil)
+		before := version(t, r)
+		intend(t, other, present(alice, "v"))
+		for range 20 {
+			ctx, cancel := context.WithCancel(t.Context())
+			go cancel()
+			r.Version(ctx) // may fail or not
+		}
+		if after := version(t, r); after == before {
+			t.Fatalf("still %d", after)
 		}
 	}
 }

@@ -43,6 +43,36 @@ func TestRecordUnsettledKeepsForceAndAttempts(t *testing.T) {
 	}
 }
 
+func TestRecordUncountedTakesTheAttemptBack(t *testing.T) {
+	for name, tc := range map[string]struct {
+		claims               int
+		unsettled, uncounted bool
+		want                 int
+	}{
+		"the first":                     {1, true, true, 0},
+		"the third":                     {3, true, true, 2},
+		"no attempt is known":           {0, true, true, 0},
+		"counted":                       {3, true, false, 3},
+		"settled":                       {3, false, false, 0},
+		"settled, for which it is vain": {3, false, true, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, _ := fresh(t)
+			reg := claimed(t, r)
+			for range tc.claims - 1 {
+				take(t, r, alice, "agent")
+			}
+			if tc.claims == 0 { // cannot be, but must not stop the work
+				exec1(t, r.writer.db, "UPDATE registrations SET attempts = 0")
+			}
+			record(t, r, "agent", Result{Key: alice, Revision: reg.Revision, State: Pending, Unsettled: tc.unsettled, Uncounted: tc.uncounted})
+			if got := get(t, r, alice); got.Attempts != tc.want || got.Force != tc.unsettled {
+				t.Errorf("%d attempts, want %d; force %v", got.Attempts, tc.want, got.Force)
+			}
+		})
+	}
+}
+
 func TestRecordWithoutTimesAndWrittenLeavesThem(t *testing.T) {
 	r, c := fresh(t)
 	reg := claimed(t, r)

@@ -6,8 +6,8 @@
 //
 //	reg, err := registry.Open(ctx, path, time.Now)
 //	reg.Intend(ctx, intents...)          // what should be; durable when it returns
-//	reg.Due(ctx, server, limit)          // what to look at now
-//	reg.Claim(ctx, key, owner, ...)      // before the network is touched
+//	reg.Claim(ctx, key, owner, ...)      // before the network is touched: this row,
+//	reg.Take(ctx, server, owner, ...)    // or what is due
 //	reg.Record(ctx, owner, results...)   // what came of it
 //	reg.Release(ctx, owner)              // when the process stops
 //	reg.Close()
@@ -41,6 +41,7 @@ type Registry struct {
 	now     func() time.Time
 	steps   []string // the migrations that this program knows
 	readers *sql.DB
+	watcher *sql.DB // one connection: PRAGMA data_version compares with what that connection saw before
 	writer  *writer
 }
 
@@ -107,8 +108,11 @@ func (r *Registry) openOnce(ctx context.Context) error {
 	if r.readers, err = r.openPool(maxReaders, url.Values{"_query_only": {"1"}}); err != nil {
 		return errors.Join(err, writing.Close())
 	}
-	if r.writer, err = newWriter(ctx, r.path, writing, r.still); err != nil {
+	if r.watcher, err = r.openPool(1, url.Values{"_query_only": {"1"}}); err != nil {
 		return errors.Join(err, r.readers.Close(), writing.Close())
+	}
+	if r.writer, err = newWriter(ctx, r.path, writing, r.still); err != nil {
+		return errors.Join(err, r.watcher.Close(), r.readers.Close(), writing.Close())
 	}
 	return nil
 }
@@ -162,5 +166,5 @@ func (r *Registry) openPool(size int, more url.Values) (*sql.DB, error) {
 // Close waits for the commit under way, if any, and closes every file. Calls
 // made later, or still waiting for their turn, fail with fs.ErrClosed.
 func (r *Registry) Close() error {
-	return explain(r.path, "close", errors.Join(r.writer.close(), r.readers.Close()))
+	return explain(r.path, "close", errors.Join(r.writer.close(), r.watcher.Close(), r.readers.Close()))
 }

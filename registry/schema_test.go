@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -61,7 +62,10 @@ func TestEverySchemaEverReleasedMigratesToTodays(t *testing.T) {
 			t.Fatalf("freeze version %d there, once, for good: %v\n%s", version, err, want)
 		}
 		path := filepath.Join(t.TempDir(), "as-made-then.db")
-		openWith(t, path, steps[:version])
+		// Not opened: today's statements need today's tables.
+		if err := migrate(t.Context(), plain(t, path), path, steps[:version]); err != nil {
+			t.Fatal(err)
+		}
 		if diff := cmp.Diff(string(frozen), dump(t, path)); diff != "" {
 			t.Errorf("the first %d migrations no longer make %s; never edit a released one:\n%s", version, name, diff)
 		}
@@ -94,6 +98,67 @@ func TestMigrationKeepsTheRowsAndTheOlderProgramRefusesThem(t *testing.T) {
 	msg := refused(t, path, ErrNewer)
 	if want := fmt.Sprintf("version %d, this dovepush knows versions up to %d", len(steps)+1, len(steps)); !strings.Contains(msg, want) {
 		t.Error(msg)
+	}
+}
+
+// cells returns all rows of registrations, column by column.
+func cells(t *testing.T, path string) (got [][]any) {
+	t.Helper()
+	rows, err := plain(t, path).QueryContext(t.Context(), "SELECT * FROM registrations ORDER BY username, server")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	names, err := rows.Columns()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for rows.Next() {
+		row, fields := make([]any, len(names)), make([]any, len(names))
+		for i := range row {
+			fields[i] = &row[i]
+		}
+		if err := rows.Scan(fields...); err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, row)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func TestRegistryOfSchema1GoesOnWithAllItsRows(t *testing.T) {
+	frozen, err := os.ReadFile(filepath.Join("testdata", "schema-1.sql"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "registry.db")
+	old := plain(t, path)
+	exec1(t, old, string(frozen))
+	exec1(t, old, fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = 1", applicationID))
+	exec1(t, old, `INSERT INTO registrations VALUES
+		('alice', 'main', '3@7', 'user=3@7', 'present', 'registered', 9000, 0, 5000, 1000, 2000, 3000, '', '', 0, '["user=3@7"]', NULL, 4, '', NULL),
+		('alice', 'far', '', '', 'absent', 'removing', NULL, 2, 6000, NULL, NULL, NULL, 'retry', 'refused', 1, '["a","b"]', 7000, 1, 'agent', 8000),
+		('bob', 'main', '', 'user=bob', 'present', 'failed', NULL, 1, NULL, NULL, NULL, NULL, 'user', 'no such user', 0, '[]', NULL, 1, '', NULL)`)
+	before := cells(t, path)
+
+	r := reopen(t, path, (&clock{at: noon}).now)
+	if diff := cmp.Diff(before, cells(t, path)); diff != "" || len(before) != 3 {
+		t.Error(diff)
+	}
+	// What is new finds the old rows.
+	got, err := r.Backlogs(t.Context())
+	want := []Backlog{{"far", 1, time.UnixMilli(6000).UTC(), 1}, {"main", 1, time.UnixMilli(5000).UTC(), 0}}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+	wantUsers(t, takeDue(t, r, "main", 9), "alice")
+	wantCircuits(t, r)
+	openCircuit(t, r, Circuit{Server: "main", Since: noon, ProbeAt: noon, Failures: 1})
+	if err := r.Check(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -1,0 +1,69 @@
+package registry
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestWhatIsAskedAllTheTimeWalksOverNoRowsInVain reads SQLite's plans, which
+// do not depend on the rows: nothing ever collects statistics about them.
+// https://www.sqlite.org/eqp.html
+func TestWhatIsAskedAllTheTimeWalksOverNoRowsInVain(t *testing.T) {
+	const due = "registrations_due (server=? AND next_at<?)"
+	r, _ := fresh(t)
+	for name, tc := range map[string]struct {
+		query string
+		args  int
+		want  []string // each of them is the end of a step
+	}{
+		"what is due":      {sqlDue, 4, []string{"SEARCH registrations USING INDEX " + due}},
+		"what is due next": {sqlNextDue, 3, []string{"SEARCH registrations USING INDEX registrations_due (server=? AND next_at>?)"}},
+		"what waits": {sqlBacklogs, 2, []string{
+			"SEARCH registrations USING COVERING INDEX registrations_due",
+			"SEARCH registrations USING COVERING INDEX registrations_due (server>?)",
+			"SEARCH registrations USING COVERING INDEX " + due,
+			"SCAN registrations USING INDEX registrations_claimed", // the claimed only
+			"SEARCH registrations USING INDEX " + due,
+			"SEARCH registrations USING COVERING INDEX registrations_failing (server=? AND error_kind=?)",
+		}},
+		"what is due too late": {sqlLate, 5, []string{"SEARCH registrations USING INDEX registrations_due (server=? AND (next_at,username)>(?,?))"}},
+		"spread":               {sqlSpread, 6, []string{"SEARCH registrations USING PRIMARY KEY (username=? AND server=?)"}},
+		"hasten":               {sqlHasten, 3, []string{"SEARCH registrations USING PRIMARY KEY (username=? AND server=?)"}},
+		"release":              {sqlRelease, 1, []string{"SEARCH registrations USING INDEX registrations_claimed (claimed_by=?)"}},
+		"reclaim":              {sqlReclaim, 2, []string{"SEARCH registrations USING INDEX registrations_claimed (claimed_by=?)"}},
+	} {
+		var got []string
+		for _, step := range plan(t, r, tc.query, tc.args) {
+			if strings.Contains(step, " registrations ") {
+				got = append(got, step)
+			}
+			if strings.Contains(step, "TEMP B-TREE") {
+				t.Errorf("%s: sorts: %s", name, step)
+			}
+		}
+		if a, b := strings.Join(got, "\n"), strings.Join(tc.want, "\n"); a != b {
+			t.Errorf("%s:\n%s\nwant\n%s", name, a, b)
+		}
+	}
+}
+
+func plan(t *testing.T, r *Registry, query string, args int) (steps []string) {
+	t.Helper()
+	rows, err := r.writer.db.QueryContext(t.Context(), "EXPLAIN QUERY PLAN "+query, make([]any, args)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id, parent, unused int
+		var step string
+		if err := rows.Scan(&id, &parent, &unused, &step); err != nil {
+			t.Fatal(err)
+		}
+		steps = append(steps, step)
+	}
+	if err := rows.Err(); err != nil || len(steps) == 0 {
+		t.Fatal(steps, err)
+	}
+	return steps
+}
