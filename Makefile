@@ -13,7 +13,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 TOOL = $(GO) tool -modfile=tools/go.mod
 
-.PHONY: build demo test check unit fuzz bench vuln setup setup-demo setup-race clean
+.PHONY: build demo test check unit fuzz bench vuln setup setup-demo setup-race setup-systemd clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o dovepush ./cmd/dovepush
@@ -47,7 +47,7 @@ bench:
 vuln:
 	$(TOOL) govulncheck ./...
 
-setup: setup-race
+setup: setup-race setup-systemd
 	@internal/dovecot/install.sh 2.3 2.4
 
 # The demo is content with one Dovecot, the one that takes least to install.
@@ -59,6 +59,13 @@ setup-race:
 	@if ! command -v gcc >/dev/null || ! test -e /usr/include/stdlib.h; then \
 		echo "race detector: installing gcc and libc6-dev"; \
 		$(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q --no-install-recommends gcc libc6-dev; \
+	fi
+
+# The units in packaging are judged by systemd itself; it need not run.
+setup-systemd:
+	@if ! command -v systemd-analyze >/dev/null; then \
+		echo "systemd units: installing systemd, without starting it"; \
+		$(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q --no-install-recommends systemd; \
 	fi
 
 clean:
