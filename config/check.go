@@ -26,9 +26,11 @@ func (c *Config) Check() error {
 		s := &c.Servers[i]
 		_, err := s.rootCAs()
 		add(err)
-		_, err = s.clientCertificate()
+		_, err = s.where().certificate(s.TLSCertFile, s.TLSKeyFile)
 		add(err)
 	}
+	_, err := c.API.TLSConfig()
+	add(err)
 	for _, s := range c.secrets() {
 		if s.file != "" {
 			_, err := s.Read(context.Background())
@@ -73,12 +75,7 @@ func (c *Config) Warnings() []string {
 			}
 		}
 	}
-	if network, _ := ListenAddress(c.API.Listen); network == "unix" && c.API.Token.IsSet() {
-		warn(c.API.Token.origin, c.API.Token.form(), "a UNIX socket is guarded by its file mode, not by a token; remove it")
-	}
-	if !local(c.API.Listen) {
-		warn(origin{key: "api.listen"}, "", "%s carries the token in clear to other machines; listen on loopback behind a TLS proxy", quote(c.API.Listen))
-	}
+	list = append(list, c.API.warnings()...)
 	inline := ""
 	for _, s := range c.secrets() {
 		if s.file != "" {

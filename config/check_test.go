@@ -79,8 +79,8 @@ func TestCheckReportsEveryFileAtOnce(t *testing.T) {
 		server("locked-key", "tls_cert_file = \"a.pem\"\ntls_key_file = \"locked.key\"\n")+
 		server("good", "tls_ca_file = \"a.pem\"\ntls_cert_file = \"b.pem\"\ntls_key_file = \"b.key\"\n")+
 		server("secret", "[server.auth]\npassword_file = \"empty\"\n[server.doveadm]\napi_key_file = \"nope\"\n")+
-		"[api]\ntoken_command = \"exit 1\"\n[notify]\npassword_file = \".\"\n")
-	want := strings.ReplaceAll(`12 errors:
+		"[api]\ntoken_command = \"exit 1\"\ntls_cert_file = \"a.pem\"\ntls_key_file = \"b.key\"\n[notify]\npassword_file = \".\"\n")
+	want := strings.ReplaceAll(`13 errors:
   server[0].tls_ca_file: open DIR/nope.pem: no such file or directory; create it or correct the name (server "absent-ca")
   server[1].tls_ca_file: DIR/junk holds no certificate in PEM form (server "junk-ca")
   server[2].tls_ca_file: DIR/a.key holds no certificate in PEM form (server "key-as-ca")
@@ -90,6 +90,7 @@ func TestCheckReportsEveryFileAtOnce(t *testing.T) {
   server[6].tls_key_file: open DIR/nope: no such file or directory; create it or correct the name (server "absent-key")
   server[7].tls_key_file: DIR/a.pem holds no private key in PEM form (server "cert-as-key")
   server[8].tls_key_file: DIR/locked.key is encrypted; remove the passphrase: openssl pkey -in DIR/locked.key -out NEW (server "locked-key")
+  api.tls_key_file: DIR/b.key does not fit DIR/a.pem: private key does not match public key
   server[10].auth.password_file: DIR/empty is empty; write the secret into it (server "secret")
   server[10].doveadm.api_key_file: open DIR/nope: no such file or directory; create it or correct the name (server "secret")
   notify.password_file: DIR is no regular file`, "DIR", dir)
@@ -218,7 +219,7 @@ func TestWarningsAreSilentWhenAllIsWell(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	c = load(t, dir, minimal+"[api]\nlisten = \"0.0.0.0:1\"\ntoken_file = \"s\"\n")
-	if diff := cmp.Diff([]string{`api.listen: "0.0.0.0:1" carries the token in clear to other machines; listen on loopback behind a TLS proxy`}, c.Warnings()); diff != "" {
+	if diff := cmp.Diff([]string{`api.listen: "0.0.0.0:1" carries the token in clear to other machines; set tls_cert_file and tls_key_file, or listen on loopback behind a TLS proxy`}, c.Warnings()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

@@ -8,7 +8,7 @@
 // [Errors]; [Config.Warnings] and [Config.Check] for "config check";
 // [Config.ServerFor] and [Config.IdentityFor] for each user;
 // [Server.TLSConfig] and [Secret.Read] when a connection is made, so that
-// rotated files take effect without a restart.
+// rotated files take effect without a restart; [API.TLSConfig] likewise.
 package config
 
 import (
@@ -115,8 +115,13 @@ type Retry struct {
 
 // API is [api]: the service's HTTP API.
 type API struct {
-	Listen string `toml:"listen"` // see ListenAddress; empty: none
-	Token  Secret `toml:"token"`  // bearer token, needed over TCP
+	Listen      string `toml:"listen"`        // see ListenAddress; empty: none
+	Mode        string `toml:"mode"`          // of a UNIX socket's file, octal; see SocketMode
+	Token       Secret `toml:"token"`         // bearer token, needed over TCP
+	TLSCertFile string `toml:"tls_cert_file"` // both or none; see TLSConfig
+	TLSKeyFile  string `toml:"tls_key_file"`
+
+	origin origin
 }
 
 // Metrics is [metrics]: a listener of its own for /metrics.
@@ -141,7 +146,7 @@ func Default() Config {
 		VerifyEvery: Duration(24 * time.Hour),
 		Registry:    Registry{Path: "/var/lib/dovepush/registry.db"},
 		Retry:       Retry{Initial: Duration(30 * time.Second), Max: Duration(6 * time.Hour)},
-		API:         API{Listen: "unix:/run/dovepush/api.sock"},
+		API:         API{Listen: "unix:/run/dovepush/api.sock", Mode: "0660"},
 		Notify:      Notify{Path: "/preliminary/http-notify/v1/notify", Username: "dovecot"},
 	}
 }

@@ -80,6 +80,9 @@ max = "6h"
 
 [api]
 listen = "unix:/run/dovepush/api.sock"
+mode = "0660"
+tls_cert_file = ""
+tls_key_file = ""
 
 [metrics]
 listen = ""
@@ -108,7 +111,7 @@ func TestExampleHoldsTheDefaults(t *testing.T) {
 	s := DefaultServer()
 	s.Address = "imap.example.com:993"
 	s.Auth.MasterUser = "dovepush"
-	s.Auth.Password = Secret{file: "/etc/dovepush/master.secret"}
+	s.Auth.Password = Secret{file: "master.secret"}
 	want.Servers = []Server{s}
 	want.file = "/etc/dovepush/config.toml"
 	want.place()
@@ -230,7 +233,10 @@ initial = "1s"
 max = "1s"
 [api]
 listen = "127.0.0.1:8025"
+mode = "600"
 token_file = "/run/token"
+tls_cert_file = "api.pem"
+tls_key_file = "api.key"
 [metrics]
 listen = ":9925"
 [notify]

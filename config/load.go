@@ -108,7 +108,7 @@ func syntaxMessage(pe toml.ParseError, data []byte) string {
 }
 
 // place finishes what only makes sense for the file as a whole: relative file
-// names, and what secrets and servers need to name themselves in errors.
+// names, and what secrets and tables need to name themselves in errors.
 func (c *Config) place() {
 	dir := filepath.Dir(c.file)
 	if p := c.Registry.Path; p != "" && !filepath.IsAbs(p) {
@@ -121,6 +121,7 @@ func (c *Config) place() {
 			s.Domains[j] = strings.ToLower(d)
 		}
 	}
+	c.API.origin = origin{key: "api", dir: dir}
 	for key, s := range c.secrets() {
 		if s.IsSet() {
 			s.origin = origin{key: key, dir: dir, server: c.labelOf(key)}

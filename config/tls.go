@@ -41,7 +41,7 @@ func (s *Server) tlsConfig(name string) (*tls.Config, error) {
 		return nil, err
 	}
 	c.RootCAs = roots
-	cert, err := s.clientCertificate()
+	cert, err := s.where().certificate(s.TLSCertFile, s.TLSKeyFile)
 	if err != nil {
 		return nil, err
 	}
@@ -69,12 +69,13 @@ func (s *Server) rootCAs() (*x509.CertPool, error) {
 	return pool, nil
 }
 
-func (s *Server) clientCertificate() (*tls.Certificate, error) {
-	if s.TLSCertFile == "" || s.TLSKeyFile == "" {
+// certificate reads a table's tls_cert_file and tls_key_file; nil if they are
+// not set.
+func (o origin) certificate(certFile, keyFile string) (*tls.Certificate, error) {
+	if certFile == "" || keyFile == "" {
 		return nil, nil // one without the other was refused by Parse
 	}
-	o := s.where()
-	certName, keyName := o.resolve(s.TLSCertFile), o.resolve(s.TLSKeyFile)
+	certName, keyName := o.resolve(certFile), o.resolve(keyFile)
 	cert, err := readFile(certName, maxPEM)
 	if err != nil {
 		return nil, o.error(".tls_cert_file", err.Error(), err)

@@ -31,6 +31,7 @@ func validate(c *Config, given map[string]bool, r *report) {
 		v.add("retry.max", "%s is shorter than retry.initial, %s", c.Retry.Max, c.Retry.Initial)
 	}
 	v.listeners(c)
+	v.api(c.API)
 	v.notify(c.Notify)
 	for key, s := range c.secrets() {
 		v.fileName(key+formFile, s.file)
@@ -72,6 +73,13 @@ func (v *validator) listeners(c *Config) {
 	if network, _ := ListenAddress(c.API.Listen); network == "tcp" && !c.API.Token.IsSet() && !v.known("api.listen") {
 		v.add("api.token_file", `missing; a TCP listener needs a token (token_file, token_command or token), a "unix:/path" listener needs none`)
 	}
+}
+
+func (v *validator) api(a API) {
+	if _, ok := parseMode(a.Mode); !ok {
+		v.add("api.mode", "%s is no file mode; use 3 or 4 octal digits, of which a fourth is 0, such as %q", quote(a.Mode), Default().API.Mode)
+	}
+	v.keyPair("api", a.TLSCertFile, a.TLSKeyFile)
 }
 
 func (v *validator) notify(n Notify) {
@@ -147,15 +155,20 @@ func (v *validator) certificates(key string, s *Server) {
 			v.add(key+".tls_server_name", "%v", err)
 		}
 	}
+	v.keyPair(key, s.TLSCertFile, s.TLSKeyFile)
+	v.fileName(key+".tls_ca_file", s.TLSCAFile)
+}
+
+// keyPair wants a certificate and its key, or neither.
+func (v *validator) keyPair(key, certFile, keyFile string) {
 	switch {
-	case s.TLSCertFile != "" && s.TLSKeyFile == "":
+	case certFile != "" && keyFile == "":
 		v.add(key+".tls_key_file", "missing; tls_cert_file needs the key that belongs to it")
-	case s.TLSCertFile == "" && s.TLSKeyFile != "":
+	case certFile == "" && keyFile != "":
 		v.add(key+".tls_cert_file", "missing; tls_key_file needs the certificate that belongs to it")
 	}
-	v.fileName(key+".tls_ca_file", s.TLSCAFile)
-	v.fileName(key+".tls_cert_file", s.TLSCertFile)
-	v.fileName(key+".tls_key_file", s.TLSKeyFile)
+	v.fileName(key+".tls_cert_file", certFile)
+	v.fileName(key+".tls_key_file", keyFile)
 }
 
 func (v *validator) address(key string, s *Server) {
