@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"dovepush/imapmeta"
 	"dovepush/registry"
 )
@@ -51,9 +49,12 @@ const (
 	claimSlack = 2 * recordTime
 	// heldPoll is how often we look whether a claim of somebody else's is over.
 	heldPoll = 100 * time.Millisecond
+	// heldQuiet is how long we wait for somebody else's work without a word.
+	heldQuiet = 5 * time.Second
 )
 
-// Options says what an Agent works with. All but Dead and Log must be given.
+// Options says what an Agent works with. All but Dead, Drain,
+// Poll, Observe and Log must be given.
 type Options struct {
 	Registry *registry.Registry
 	Servers  []Server
@@ -73,31 +74,43 @@ type Options struct {
 	Owner string
 	// Dead reports whether the process of that name has certainly ended: its
 	// claims need not be waited for. Optional.
-	Dead   func(owner string) bool
-	Now    func() time.Time
-	Random func() float64 // in [0, 1)
-	Log    *slog.Logger
+	Dead func(owner string) bool
+	// Drain is how long Run lets what is under way finish when it ends.
+	Drain time.Duration
+	// Poll is how often Run looks whether another process has changed the
+	// registry, or the clock was set; 0: every 250 ms.
+	Poll    time.Duration
+	Observe Observer // optional
+	Now     func() time.Time
+	Random  func() float64 // in [0, 1)
+	Log     *slog.Logger
+}
+
+// Observer is told what an Agent does, for metrics. Its methods are called by
+// many goroutines at once, and must not block.
+type Observer interface {
+	// Updated tells of an exchange with a server: how it ended, the kind of its
+	// failure if it failed, and how long it took.
+	Updated(server string, verdict Verdict, kind imapmeta.Kind, took time.Duration)
+	// RegistryFailed tells that the registry could not be used for op.
+	RegistryFailed(op string)
 }
 
 // Agent carries out requests. It may be used by many goroutines at once.
 type Agent struct {
 	options Options
-	servers map[string]pacedServer
+	sites   map[string]*site
 	nonce   string        // tells agents of one name apart: who has the name of a claim's owner gets the claim
-	work    atomic.Uint64 // numbers the claims: two of one agent must not share one
-}
-
-// pacedServer is a server with what bounds its connections and spaces its
-// logins out.
-type pacedServer struct {
-	Server
-	pace  *rate.Limiter
-	slots chan struct{} // holds one for each connection; nil: no bound
+	claims  atomic.Uint64 // numbers the claims: two of one agent must not share one
+	known   atomic.Bool   // what earlier processes have noted of the circuits was taken over
+	ailing  atomic.Bool   // the registry failed when it was last used by Run
+	watcher pulse
+	waiting waiting
 }
 
 // New returns an Agent. It does nothing until it is asked.
 func New(o Options) (*Agent, error) {
-	a := &Agent{options: o, servers: make(map[string]pacedServer), nonce: rand.Text()[:8]}
+	a := &Agent{options: o, sites: make(map[string]*site), nonce: rand.Text()[:8]}
 	switch {
 	case o.VerifyEvery <= 0:
 		return nil, fmt.Errorf("verify every %s: must be more than 0", o.VerifyEvery)
@@ -107,19 +120,14 @@ func New(o Options) (*Agent, error) {
 	if o.Log == nil {
 		a.options.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.Poll == 0 {
+		a.options.Poll = 250 * time.Millisecond
+	}
 	for _, s := range o.Servers {
 		if s.Timeout <= 0 || s.Timeout > MaxTimeout {
 			return nil, fmt.Errorf("server %q: timeout %s must be more than 0 and at most %s", s.Name, s.Timeout, MaxTimeout)
 		}
-		pace := rate.NewLimiter(rate.Inf, 1)
-		if s.LoginsPerSecond > 0 {
-			pace.SetLimit(rate.Limit(s.LoginsPerSecond))
-		}
-		paced := pacedServer{Server: s, pace: pace}
-		if s.MaxConnections > 0 {
-			paced.slots = make(chan struct{}, s.MaxConnections)
-		}
-		a.servers[s.Name] = paced
+		a.sites[s.Name] = a.newSite(s)
 	}
 	return a, nil
 }
@@ -185,7 +193,11 @@ var (
 func (a *Agent) accept(ctx context.Context, batch []*task) {
 	var intents []registry.Intent
 	var waiting []*task
+	if !a.known.Swap(true) {
+		_ = a.remember(ctx) // only so that a server that works again is known to
+	}
 	for _, t := range batch {
+		t.asked = a.options.Now()
 		intent, changes := registry.Intent{}, false
 		if intent, changes, t.err = a.intent(ctx, t.Request); changes {
 			intents, waiting = append(intents, intent), append(waiting, t)
@@ -241,7 +253,7 @@ func (a *Agent) intent(ctx context.Context, r Request) (intent registry.Intent, 
 }
 
 // carryOut does what accept has taken down.
-func (a *Agent) carryOut(ctx context.Context, t *task, g *gates) Result {
+func (a *Agent) carryOut(ctx context.Context, t *task) Result {
 	result := Result{User: t.User, Server: t.key.Server, Verdict: Deferred, Err: t.err}
 	switch {
 	case errors.Is(t.err, ErrUser), errors.Is(t.err, ErrIdentity), errors.Is(t.err, ErrNoServer), errors.Is(t.err, ErrNotRegistered):
@@ -252,10 +264,10 @@ func (a *Agent) carryOut(ctx context.Context, t *task, g *gates) Result {
 	case !t.goesToServer():
 		return a.look(ctx, t.key, result)
 	}
-	result = a.settle(ctx, t.key, g)
+	result = a.settle(ctx, t.key, t.asked)
 	if errors.Is(result.Err, ErrNotRegistered) { // the row was there when the request was accepted
 		if result.Err = ErrOvertaken; t.Action == Unregister {
-			result.Verdict, result.Err = Unchanged, nil // that is what was asked for
+			result.Verdict, result.Err = Removed, nil // that is what was asked for: a running service has done it
 		}
 	}
 	return result
@@ -277,7 +289,7 @@ func (a *Agent) look(ctx context.Context, key registry.Key, result Result) Resul
 
 // owner names one piece of work of this process.
 func (a *Agent) owner() string {
-	return fmt.Sprintf("%s#%s.%d", a.options.Owner, a.nonce, a.work.Add(1))
+	return fmt.Sprintf("%s#%s.%d", a.options.Owner, a.nonce, a.claims.Add(1))
 }
 
 // dead reports whether whoever claimed under this name cannot finish any more.

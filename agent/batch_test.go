@@ -149,7 +149,7 @@ func TestWaitingForAConnectionEndsWithContextAndKeepsNoPlace(t *testing.T) {
 			t.Errorf("%+v", result)
 		}
 		h.unclaimed(a.options.Registry)
-		if n := len(a.servers["main"].slots); n != 0 {
+		if n := len(a.sites["main"].slots); n != 0 {
 			t.Errorf("%d places are still taken", n)
 		}
 	})

@@ -116,8 +116,9 @@ func TestUpdatesOfOneUserNeverOverlap(t *testing.T) {
 			}
 		}
 		all.Wait()
-		if n := len(h.box.updated()); h.box.overlap || n != each*len(agents) {
-			t.Errorf("overlapped: %t; %d Updates of %d", h.box.overlap, n, each*len(agents))
+		// Who finds the row settled since he asked has nothing left to do.
+		if n := len(h.box.updated()); h.box.overlap || n == 0 || n > each*len(agents) {
+			t.Errorf("overlapped: %t; %d Updates", h.box.overlap, n)
 		}
 		reg, _ := h.row(agents[0].options.Registry, "alice")
 		h.box.holds(t, "alice", imapmeta.Value(reg.Value))
@@ -138,7 +139,11 @@ func TestWhoWaitsForAClaimSaysSoOnceAndStopsWithContext(t *testing.T) {
 
 		ctx, cancel := context.WithCancel(t.Context())
 		second := begin(ctx, b, verify("alice"))
-		time.Sleep(5 * time.Second)
+		time.Sleep(heldQuiet)
+		if lines := log.lines("user=alice"); len(lines) != 0 {
+			t.Errorf("said that it waits, though it may be a service that does the same: %q", lines)
+		}
+		time.Sleep(time.Second)
 		if lines := log.lines("user=alice"); len(lines) != 1 {
 			t.Errorf("said %d times that it waits: %q", len(lines), lines)
 		}
@@ -208,7 +213,7 @@ func TestClaimIsGivenBackWheneverContextEnds(t *testing.T) {
 			}
 			for n := range 60 {
 				ctx := &endsAt{Context: t.Context(), n: n, done: make(chan struct{})}
-				a.settle(ctx, registry.Key{User: "alice", Server: "main"}, newGates())
+				a.settle(ctx, registry.Key{User: "alice", Server: "main"}, time.Now())
 				h.unclaimed(other)
 				if t.Failed() {
 					t.Fatalf("when the context ended at look %d", n)

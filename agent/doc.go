@@ -1,5 +1,5 @@
 // Package agent makes http-notify entries what the registry says they should
-// be: for one user now, or for many, one after the other.
+// be: for one user now, for many, or for ever.
 //
 // A request only changes what should be, in the registry, durably. Then the
 // agent looks at the entry, decides (decide, a pure function), acts through a
@@ -14,5 +14,11 @@
 // The usual order of calls:
 //
 //	a := agent.New(agent.Options{...})
-//	for result := range a.Each(ctx, requests) { ... }
+//	for result := range a.Each(ctx, requests) { ... } // a command
+//
+// or, in a service,
+//
+//	go a.Run(ctx)
+//	row := a.Submit(ctx, request)
+//	row = a.Await(ctx, row)
 package agent

@@ -2,11 +2,10 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"iter"
 	"sync"
+	"time"
 
-	"dovepush/imapmeta"
 	"dovepush/registry"
 )
 
@@ -14,9 +13,10 @@ import (
 // in the order of the requests.
 //
 // The first request to a server goes alone. If the server fails for everybody
-// (wrong credentials, no METADATA, TLS not trusted), nobody else is tried
-// there: what they should be is in the registry, and their results are
-// Deferred with ErrStopped. When the caller stops, or ctx is over, what has
+// (wrong credentials, no METADATA, TLS not trusted, three in a row who did not
+// reach it), nobody else is tried there until it is time for a probe: what they
+// should be is in the registry, and their results are Deferred with ErrStopped.
+// When the caller stops, or ctx is over, what has
 // begun is finished or cancelled, and recorded, before Each returns. So
 // requests must heed ctx itself, and must not block for ever when the caller
 // stops: Each cannot interrupt it, and waits for it.
@@ -26,7 +26,6 @@ import (
 func (a *Agent) Each(ctx context.Context, requests iter.Seq[Request], parallel int) iter.Seq[Result] {
 	return func(yield func(Result) bool) {
 		ctx, cancel := context.WithCancel(ctx)
-		g := newGates()
 		results := make(chan chan Result, max(parallel, 1)-1) // in order; one more is in the consumer's hand
 		// What has a place in results has one here: the puller never waits for
 		// the feeder, and so no lone request waits for others.
@@ -53,7 +52,7 @@ func (a *Agent) Each(ctx context.Context, requests iter.Seq[Request], parallel i
 					var batch []*task
 					batch, first = ready(first, pulled, maxBatch)
 					a.accept(ctx, batch)
-					a.start(ctx, batch, g, &all)
+					a.start(ctx, batch, &all)
 				}
 			}
 		})
@@ -73,7 +72,8 @@ const maxBatch = 500
 type task struct {
 	Request
 	key    registry.Key
-	err    error       // why it was not accepted
+	asked  time.Time   // when it was accepted
+	err    error       // why it was not
 	result chan Result // has room for the one result
 }
 
@@ -106,83 +106,26 @@ func ready(first *task, pulled <-chan *task, most int) (batch []*task, held *tas
 
 // start sees to it that each of the batch gets its result. What needs no
 // server does not wait for those that do; the first to a server goes alone.
-func (a *Agent) start(ctx context.Context, batch []*task, g *gates, all *sync.WaitGroup) {
+func (a *Agent) start(ctx context.Context, batch []*task, all *sync.WaitGroup) {
 	for _, t := range batch {
 		if !t.goesToServer() {
-			all.Go(func() { t.result <- a.carryOut(ctx, t, g) })
+			all.Go(func() { t.result <- a.carryOut(ctx, t) })
 		}
 	}
 	for _, t := range batch {
 		switch {
 		case !t.goesToServer():
-		case g.known(t.key.Server):
-			all.Go(func() { t.result <- a.carryOut(ctx, t, g) })
+		case a.proven(t.key.Server):
+			all.Go(func() { t.result <- a.carryOut(ctx, t) })
 		default:
-			t.result <- a.carryOut(ctx, t, g)
+			t.result <- a.carryOut(ctx, t)
 		}
 	}
 }
 
-// gates keep many workers from repeating a failure that concerns everybody.
-type gates struct {
-	mu      sync.Mutex
-	servers map[string]error // those that have been tried; why they fail for everybody, or nil
-}
-
-func newGates() *gates { return &gates{servers: make(map[string]error)} }
-
-// pass waits for a connection's place on the server, and then for a turn; leave
-// gives the place back, whatever came of it. It looks at the gate before, for
-// there is nothing to wait for if it is closed, and after each wait, as it may
-// have been closed meanwhile.
-func (g *gates) pass(ctx context.Context, server pacedServer) (leave func(), err error) {
-	leave = func() {}
-	if err := g.closed(server.Name); err != nil {
-		return leave, err
-	}
-	if server.slots != nil {
-		select {
-		case server.slots <- struct{}{}:
-			leave = func() { <-server.slots }
-		case <-ctx.Done():
-			return leave, context.Cause(ctx)
-		}
-		if err := g.closed(server.Name); err != nil {
-			return leave, err
-		}
-	}
-	if err := server.pace.Wait(ctx); err != nil {
-		return leave, err
-	}
-	return leave, g.closed(server.Name)
-}
-
-// known reports whether the server has been tried.
-func (g *gates) known(server string) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	_, known := g.servers[server]
-	return known
-}
-
-// closed returns why the server must not be tried again.
-func (g *gates) closed(server string) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if err := g.servers[server]; err != nil {
-		return fmt.Errorf("%w, as server %q fails for everybody: %w", ErrStopped, server, err)
-	}
-	return nil
-}
-
-// tried notes what came of trying the server.
-func (g *gates) tried(server string, err error) {
-	if imapmeta.KindOf(err) != imapmeta.Server {
-		err = nil
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.servers[server] == nil {
-		g.servers[server] = err
-	}
+// proven reports whether nobody has to go first to a server. There is none if
+// it is not configured.
+func (a *Agent) proven(server string) bool {
+	s, ok := a.sites[server]
+	return !ok || s.circuit.proven() || s.circuit.stopped() != nil
 }

@@ -13,6 +13,22 @@ func (a *Agent) retryAfter(attempts int) time.Duration {
 	return between(a.options.RetryInitial, ceiling, a.options.Random())
 }
 
+// probeAfter is how long to leave a server alone that failed for everybody so
+// many times: it doubles each time, up to a bound, and is spread a little, so
+// that it grows each time.
+func (a *Agent) probeAfter(failures int, unreached bool) time.Duration {
+	most := maxProbe
+	if unreached {
+		most = maxProbeUnreached
+	}
+	most = max(min(most, a.options.RetryMax), a.options.RetryInitial)
+	wait := most
+	if shift := max(failures, 1) - 1; a.options.RetryInitial <= most>>shift {
+		wait = a.options.RetryInitial << shift
+	}
+	return between(wait, wait+wait/2, a.options.Random())
+}
+
 // verifyAfter is how long a registration that is as it should be is left
 // alone: at most VerifyEvery, and spread, so that users who were registered
 // together do not stay together.

@@ -10,29 +10,44 @@ import (
 	"dovepush/registry"
 )
 
-// settle makes one registration's entry what it should be, and is the only way
-// to do so: it claims the row, looks at the entry, does what decide says, and
-// records what came of it. It does nothing on a server whose gate is closed.
-func (a *Agent) settle(ctx context.Context, key registry.Key, g *gates) Result {
+// settle claims a row and works on it. It does nothing on a server whose
+// circuit is open, nor if somebody else has settled the row since it was asked
+// for: a running service does what the command line has just written down.
+func (a *Agent) settle(ctx context.Context, key registry.Key, asked time.Time) Result {
 	owner := a.owner()
-	server, ok := a.servers[key.Server]
+	s, ok := a.sites[key.Server]
 	if !ok {
 		return Result{User: key.User, Server: key.Server, Verdict: Failed, Err: fmt.Errorf("%w: server %q is not configured", ErrNoServer, key.Server)}
 	}
 	// Waiting for a turn comes before the claim, which the work must fit in.
-	leave, err := g.pass(ctx, server)
-	defer leave()
-	var reg registry.Registration
-	if err == nil {
-		reg, err = a.claim(ctx, key, owner, server.Timeout)
-		if err != nil && ctx.Err() != nil { // the claim may have been made nevertheless
-			err = errors.Join(err, a.release(ctx, owner))
-		}
-	}
+	p, err := s.enter(ctx)
 	if err != nil {
 		return a.look(ctx, key, Result{User: key.User, Server: key.Server, Verdict: Deferred, Err: err})
 	}
+	defer p.exit()
+	reg, claimed, err := a.claim(ctx, key, owner, s.Timeout, asked)
+	switch {
+	case err != nil && ctx.Err() != nil: // the claim may have been made nevertheless
+		err = errors.Join(err, a.release(ctx, owner))
+		fallthrough
+	case err != nil:
+		return a.look(ctx, key, Result{User: key.User, Server: key.Server, Verdict: Deferred, Err: err})
+	case !claimed:
+		verdict := Unchanged
+		if !reg.WrittenAt.Before(asked) {
+			verdict = Added
+		}
+		return Result{User: key.User, Server: key.Server, Verdict: verdict, Registration: &reg}
+	}
+	result, _ := a.work(ctx, p, owner, reg)
+	return result
+}
 
+// work makes the entry of a claimed registration what it should be, and is the
+// only way to do so: it looks at the entry, does what decide says, and records
+// what came of it. It also tells what that made of the server's circuit.
+func (a *Agent) work(ctx context.Context, p *place, owner string, reg registry.Registration) (Result, turn) {
+	key, s := reg.Key(), p.site
 	w := wish{
 		present: reg.Wanted == registry.Present,
 		value:   imapmeta.Value(reg.Value),
@@ -45,13 +60,15 @@ func (a *Agent) settle(ctx context.Context, key registry.Key, g *gates) Result {
 	var verdict Verdict
 	var change imapmeta.Change
 	// The claim outlasts the work, whatever the connector's own limit is.
-	working, cancel := context.WithTimeout(ctx, server.Timeout+recordTime)
-	outcome, err := server.Entries.Update(working, key.User, func(have imapmeta.Value) imapmeta.Change {
+	working, cancel := context.WithTimeout(ctx, s.Timeout+recordTime)
+	began := time.Now()
+	outcome, err := s.Entries.Update(working, key.User, func(have imapmeta.Value) imapmeta.Change {
 		change, verdict = decide(w, have)
 		return change
 	})
 	cancel()
-	g.tried(key.Server, err)
+	took := time.Since(began)
+	turned, servers := a.tried(ctx, p, err)
 	if err != nil {
 		verdict = Failed
 		if imapmeta.KindOf(err) != imapmeta.User {
@@ -62,7 +79,13 @@ func (a *Agent) settle(ctx context.Context, key registry.Key, g *gates) Result {
 	if err == nil && verdict == Conflict {
 		result.Conflict = foreign(outcome.Had)
 	}
+	a.observe(key.Server, verdict, err, took)
 	record := a.conclude(reg, verdict, outcome, err)
+	if servers {
+		// Not the registration's fault. It goes behind those who are due, so
+		// that the next probe is another's.
+		record.Uncounted, record.NextAt = true, a.options.Now()
+	}
 	if unanswered(change, err) {
 		record.DoubtUntil = later(record.DoubtUntil, a.options.Now().Add(registry.Linger))
 	}
@@ -75,42 +98,69 @@ func (a *Agent) settle(ctx context.Context, key registry.Key, g *gates) Result {
 	if !reg.ExpiresAt.IsZero() && reg.ExpiresAt.Before(record.NextAt) {
 		record.NextAt = reg.ExpiresAt // whatever became of it, it expires in time
 	}
-	return a.record(ctx, owner, record, result)
+	return a.record(ctx, owner, record, result), turned
 }
 
-// claim waits until the row is ours.
-func (a *Agent) claim(ctx context.Context, key registry.Key, owner string, timeout time.Duration) (registry.Registration, error) {
-	waiting := false
+// observe tells the observer, if there is one.
+func (a *Agent) observe(server string, verdict Verdict, err error, took time.Duration) {
+	if a.options.Observe == nil {
+		return
+	}
+	kind := imapmeta.Kind("")
+	if err != nil {
+		kind = imapmeta.KindOf(err)
+	}
+	a.options.Observe.Updated(server, verdict, kind, took)
+}
+
+// claim waits until the row is ours, or somebody else has settled it since it
+// was asked for: then claimed is false.
+func (a *Agent) claim(ctx context.Context, key registry.Key, owner string, timeout time.Duration, asked time.Time) (reg registry.Registration, claimed bool, err error) {
+	began, warned := time.Now(), false
 	for {
+		reg, found, err := a.options.Registry.Get(ctx, key)
+		if err != nil {
+			return reg, false, err
+		}
+		if found && settledSince(reg, asked) {
+			return reg, false, nil
+		}
 		now := a.options.Now()
 		until := now.Add(timeout + claimSlack)
 		// Should we die before recording, nobody looks again before the claim
 		// is over, nor sooner than after any other failure.
-		reg, claimed, err := a.options.Registry.Claim(ctx, key, owner, until, later(until, now.Add(a.options.RetryInitial)))
+		reg, outcome, err := a.options.Registry.Claim(ctx, key, owner, until, later(until, now.Add(a.options.RetryInitial)))
 		if err != nil {
-			return reg, err
+			return reg, false, err
 		}
-		switch claimed {
+		switch outcome {
 		case registry.Missing:
-			return reg, ErrNotRegistered
+			return reg, false, ErrNotRegistered
 		case registry.Taken:
-			return reg, nil
+			return reg, true, nil
 		}
 		if a.dead(reg.ClaimedBy) {
 			if err := a.options.Registry.Release(ctx, reg.ClaimedBy); err != nil {
-				return reg, err
+				return reg, false, err
 			}
 			continue
 		}
-		if !waiting {
-			waiting = true
+		if !warned && time.Since(began) > heldQuiet {
+			warned = true
 			a.options.Log.Warn("another dovepush is at work on this user, waiting", "user", key.User, "server", key.Server,
 				"owner", reg.ClaimedBy, "until", reg.ClaimedUntil)
 		}
 		if err := sleep(ctx, heldPoll); err != nil {
-			return reg, err
+			return reg, false, err
 		}
 	}
+}
+
+// settledSince reports whether the entry was found or made what it should be
+// since then, and nothing is left to be done.
+func settledSince(reg registry.Registration, asked time.Time) bool {
+	return reg.State == registry.Registered && reg.Wanted == registry.Present && reg.Error == nil && reg.ClaimedBy == "" &&
+		reg.VerifiedAt.After(asked)
 }
 
 // conclude says what shall be recorded of a look at reg.

@@ -110,7 +110,7 @@ func TestVerdictsInTheRegistry(t *testing.T) {
 		{name: "server down longer than the registration lasts", request: expiring(register("alice"), time.Second), fails: errRefused,
 			want: want{verdict: Deferred, state: registry.Pending, attempts: 1, expires: true, written: []string{string(mine)}, failure: refused}},
 		{name: "server fails for everybody", request: register("alice"), fails: errMaster,
-			want: want{verdict: Deferred, state: registry.Pending, attempts: 1, again: soon, written: []string{string(mine)}, failure: master}},
+			want: want{verdict: Deferred, state: registry.Pending, written: []string{string(mine)}, failure: master}}, // due, and no attempt
 		{name: "login disabled", request: forced(register("alice")), fails: errNologin,
 			want: want{verdict: Failed, state: registry.Failed, attempts: 1, again: aDay, force: true, written: []string{string(mine)}, failure: nologin}},
 		{name: "login disabled, expires", request: expiring(register("alice"), time.Hour), fails: errNologin,

@@ -1,0 +1,71 @@
+package agent
+
+import (
+	"errors"
+	"log/slog"
+
+	"dovepush/imapmeta"
+	"dovepush/registry"
+)
+
+// tell logs what Run has done, if it is news: that a registration's state or
+// the kind of its failure changed, that an entry had drifted, or that a server
+// began or ceased to fail for everybody. What goes on as before is not said.
+func (a *Agent) tell(s *site, before registry.Registration, result Result, turned turn) {
+	log := a.options.Log.With("server", s.Name)
+	entry := s.circuit.entry(a.options.Now())
+	switch turned {
+	case opened:
+		log.Error("server fails for everybody, nobody else is tried", "err", result.Err, "hint", hint(result.Err), "probe", entry.ProbeAt)
+		return
+	case reopened:
+		log.Info("server still fails for everybody", "err", result.Err, "since", entry.Since, "probe", entry.ProbeAt)
+		return
+	case closed:
+		log.Info("server works again")
+	}
+	if registryTrouble(result) {
+		a.registryFailed("record", result.Err)
+		return
+	}
+	log = log.With("user", before.User)
+	now := result.Registration
+	switch {
+	case result.Err == nil && now == nil:
+		log.Info("unregistered", "entry", string(result.Verdict))
+	case now == nil:
+		log.Warn("forgotten", "err", result.Err)
+	case result.Verdict == Conflict && before.State != registry.Conflict:
+		log.Warn("conflict, the entry was kept", "err", result.Conflict)
+	case result.Verdict == Conflict:
+	case result.Err == nil && before.State == registry.Registered && result.Verdict != Unchanged:
+		log.Warn("the entry had drifted, mended", "entry", string(result.Verdict))
+	case result.Err == nil && (before.State != now.State || before.Error != nil):
+		log.Info("settled", "state", string(now.State), "entry", string(result.Verdict))
+	case result.Err == nil:
+	case imapmeta.KindOf(result.Err) == imapmeta.Server, isUnreached(result.Err) && s.circuit.failing(), errors.Is(result.Err, ErrDoubt):
+		// said for the server; not a failure
+	case before.State != now.State || before.Error == nil || before.Error.Kind != string(imapmeta.KindOf(result.Err)):
+		log.Warn("failed", "state", string(now.State), "kind", string(imapmeta.KindOf(result.Err)), "err", result.Err, "next", now.NextAt)
+	}
+}
+
+// registryTrouble reports whether the work could not be recorded. No row
+// after a failure means that, too, unless the user was given up.
+func registryTrouble(result Result) bool {
+	for _, trouble := range []error{registry.ErrFull, registry.ErrBusy, registry.ErrPermission, registry.ErrCorrupt, ErrLate} {
+		if errors.Is(result.Err, trouble) {
+			return true
+		}
+	}
+	return result.Err != nil && result.Registration == nil && !errors.Is(result.Err, imapmeta.ErrNoUser)
+}
+
+// hint returns what an admin can do about a failure.
+func hint(err error) slog.Value {
+	var e *imapmeta.Error
+	if errors.As(err, &e) {
+		return slog.StringValue(e.Hint)
+	}
+	return slog.StringValue("")
+}
