@@ -15,6 +15,7 @@ func TestEveryPackageKeepsToItsRoom(t *testing.T) {
 		"dovepush/imapmeta":                     nil,
 		"dovepush/internal/dovecot":             nil,
 		"dovepush/internal/dovecot/dovecottest": {"dovepush/internal/dovecot"},
+		"dovepush/metrics":                      {"dovepush/agent", "dovepush/imapmeta", "dovepush/registry"},
 		"dovepush/packaging":                    nil,
 		"dovepush/registry":                     nil,
 	}

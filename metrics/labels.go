@@ -1,0 +1,75 @@
+package metrics
+
+import (
+	"strconv"
+
+	"dovepush/agent"
+	"dovepush/imapmeta"
+	"dovepush/registry"
+)
+
+// Every label but server has a constant set of values, so that no mistake of a
+// caller can fill a Prometheus, or carry a user's name there.
+const (
+	other     = "other" // what is none of the known
+	noFailure = "none"  // the kind of what succeeded
+)
+
+// ops are the operations on the registry that are told apart when they fail:
+// the agent's and a scrape's.
+func ops() []string {
+	return []string{"take", "record", "watch", "circuit", opBacklog, opChanged, opCount, other}
+}
+
+// What a scrape does with the registry.
+const (
+	opBacklog = "backlog"
+	opChanged = "changed"
+	opCount   = "count"
+)
+
+// states are those that a server's registrations are shown in, zeros included.
+func states() []registry.State {
+	return []registry.State{registry.Pending, registry.Registered, registry.Removing, registry.Conflict, registry.Failed}
+}
+
+// ends are the usual ends of an exchange. A server shows them from the start:
+// the rate of a counter that appears with 1 is unknown.
+func ends() []end {
+	return []end{
+		{agent.Added, ""}, {agent.Changed, ""}, {agent.Removed, ""}, {agent.Adopted, ""}, {agent.Unchanged, ""}, {agent.Conflict, ""},
+		{agent.Failed, imapmeta.User}, {agent.Deferred, imapmeta.Retry}, {agent.Deferred, imapmeta.Server},
+	}
+}
+
+// end is how an exchange came out.
+type end struct {
+	verdict agent.Verdict
+	kind    imapmeta.Kind
+}
+
+func outcomeLabel(verdict agent.Verdict) string {
+	switch verdict {
+	case agent.Added, agent.Changed, agent.Removed, agent.Adopted, agent.Unchanged, agent.Conflict, agent.Failed, agent.Deferred:
+		return string(verdict)
+	}
+	return other
+}
+
+func kindLabel(kind imapmeta.Kind) string {
+	switch kind {
+	case "":
+		return noFailure
+	case imapmeta.Retry, imapmeta.User, imapmeta.Server:
+		return string(kind)
+	}
+	return other
+}
+
+// codeLabel is an HTTP status code.
+func codeLabel(status int) string {
+	if status < 100 || status > 599 {
+		return other
+	}
+	return strconv.Itoa(status)
+}
