@@ -11,6 +11,7 @@ import (
 func TestEveryPackageKeepsToItsRoom(t *testing.T) {
 	ours := map[string][]string{
 		"dovepush/agent":                        {"dovepush/imapmeta", "dovepush/registry"},
+		"dovepush/api":                          {"dovepush/agent", "dovepush/imapmeta", "dovepush/registry"},
 		"dovepush/config":                       nil,
 		"dovepush/imapmeta":                     nil,
 		"dovepush/internal/dovecot":             nil,

@@ -1,0 +1,133 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"dovepush/agent"
+	"dovepush/registry"
+)
+
+// register says the whole wish, as "dovepush register" does: what the body
+// leaves out is the default again.
+func (h *Handler) register(w *answer, r *http.Request, user string) error {
+	q, err := parameters(r, "wait")
+	if err != nil {
+		return err
+	}
+	wait, err := q.wait()
+	if err != nil {
+		return err
+	}
+	wish, err := readWish(w, r)
+	if err != nil {
+		return err
+	}
+	submitted, err := h.options.Agent.Submit(r.Context(), agent.Request{
+		Action: agent.Register, User: user, Identity: wish.identity, Expires: wish.expires, Force: wish.force})
+	if err != nil {
+		return err
+	}
+	o := h.outcome(r, submitted, wait)
+	if !o.found {
+		return overtaken
+	}
+	w.json(o.status(), o.reg)
+	return nil
+}
+
+// unregister is done when the row is gone, whether there was one or not.
+func (h *Handler) unregister(w *answer, r *http.Request, user string) error {
+	q, err := parameters(r, "force", "wait")
+	if err != nil {
+		return err
+	}
+	force, err := q.boolean("force")
+	if err != nil {
+		return err
+	}
+	wait, err := q.wait()
+	if err != nil {
+		return err
+	}
+	if err := noBody(r); err != nil {
+		return err
+	}
+	submitted, err := h.options.Agent.Submit(r.Context(), agent.Request{Action: agent.Unregister, User: user, Force: force})
+	if err != nil {
+		return err
+	}
+	o := h.outcome(r, submitted, wait)
+	if !o.found {
+		w.WriteHeader(http.StatusNoContent)
+		return nil
+	}
+	w.json(o.status(), o.reg)
+	return nil
+}
+
+func (h *Handler) verify(w *answer, r *http.Request, user string) error {
+	q, err := parameters(r, "wait")
+	if err != nil {
+		return err
+	}
+	wait, err := q.wait()
+	if err != nil {
+		return err
+	}
+	if err := noBody(r); err != nil {
+		return err
+	}
+	submitted, err := h.options.Agent.Submit(r.Context(), agent.Request{Action: agent.Verify, User: user})
+	if err != nil {
+		return err
+	}
+	o := h.outcome(r, submitted, wait)
+	if !o.found {
+		return notRegistered
+	}
+	w.json(o.status(), o.reg)
+	return nil
+}
+
+// outcome is what is known of a submitted request when it is answered.
+type outcome struct {
+	reg    registry.Registration
+	found  bool // there is a row
+	worked bool // the row says what came of it, or of a newer request
+}
+
+func (o outcome) status() int {
+	if o.worked {
+		return http.StatusOK
+	}
+	return http.StatusAccepted
+}
+
+// outcome waits for what comes of a request, if wait is not 0. The request is
+// durable by now, so whatever keeps us from waiting, it was accepted: too many
+// wait already, the service stops, the row cannot be read.
+func (h *Handler) outcome(r *http.Request, submitted registry.Registration, wait time.Duration) outcome {
+	accepted := outcome{reg: submitted, found: submitted.User != ""}
+	if wait == 0 || !accepted.found {
+		return accepted
+	}
+	select {
+	case h.waiting <- struct{}{}:
+		defer func() { <-h.waiting }()
+	default:
+		return accepted
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), wait)
+	defer cancel()
+	defer context.AfterFunc(h.options.Stopping, cancel)()
+	reg, found, err := h.options.Agent.Await(ctx, submitted)
+	if err != nil {
+		if r.Context().Err() == nil {
+			h.options.Log.Error("api: cannot tell what came of a request", "user", submitted.User, "server", submitted.Server, "err", err)
+		}
+		return accepted
+	}
+	return outcome{reg: reg, found: found, worked: found && agent.Worked(submitted, reg)}
+}
