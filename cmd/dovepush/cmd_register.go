@@ -57,7 +57,7 @@ USER may be "-": one user a line on standard input.`,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.identity, "identity", "", "what stands behind user= in the entry, `ID`; by default what the settings say")
-	flags.DurationVar(&f.expires, "expires", 0, "the registration ends after this `DURATION`, such as 720h: the next look at it unregisters")
+	flags.DurationVar(&f.expires, "expires", 0, "the registration ends after this `DURATION`, such as 720h: dovepush serve unregisters then, or the next verify")
 	flags.BoolVar(&f.force, "force", false, "replace an entry that somebody else wrote")
 	f.shared(cmd)
 	f.delayed(cmd)
@@ -123,7 +123,7 @@ func (f *requestFlags) shared(cmd *cobra.Command) {
 }
 
 func (f *requestFlags) delayed(cmd *cobra.Command) {
-	cmd.Flags().BoolVar(&f.noWait, "no-wait", false, "only record it; the next dovepush verify USER does it")
+	cmd.Flags().BoolVar(&f.noWait, "no-wait", false, "only record it; dovepush serve does it, or the next dovepush verify USER")
 }
 
 // requests carries out one action for all users, and reports each.
@@ -147,7 +147,7 @@ func (a *app) requests(ctx context.Context, action agent.Action, args []string, 
 		return err
 	}
 	defer r.Close()
-	worker, err := a.newAgent(c, r, password)
+	worker, err := a.newAgent(c, r, password, nil)
 	if err != nil {
 		return err
 	}

@@ -2,10 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"io"
-	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -20,8 +16,13 @@ func (a *app) statusCommand() *cobra.Command {
 		Use:     "status [USER...]",
 		GroupID: "users",
 		Short:   "Show what should be and what is, from the registry",
-		Long: `Without a user, counts the registrations by server and state. With users, shows
-a row for each. Reads the registry only: dovepush verify looks at the mailbox.`,
+		Long: `Without a user, counts the registrations by server and state, and tells what
+waits: how many are due and will be tried again, and which servers fail for
+everybody, why, and when they are tried again. With users, shows a row for each.
+Reads the registry only: dovepush verify looks at the mailbox.
+
+In the column NEXT, "due" waits for dovepush serve or verify, "now" is being
+worked on, "held" waits for a server that fails for everybody.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.status(cmd.Context(), args, state, asObjects)
 		},
@@ -83,7 +84,11 @@ func (a *app) status(ctx context.Context, args []string, only string, asObjects 
 		if len(args) == 0 {
 			return a.counts(ctx, r, state, asObjects)
 		}
-		code, header := exitOK, !asObjects
+		table, err := a.newTable(ctx, r, asObjects)
+		if err != nil {
+			return err
+		}
+		code := exitOK
 		for user, err := range a.users(ctx, args) {
 			if err != nil {
 				return err
@@ -100,10 +105,9 @@ func (a *app) status(ctx context.Context, args []string, only string, asObjects 
 				if state != "" && row.State != state {
 					continue
 				}
-				if err := a.printOne(row, asObjects, header); err != nil {
+				if err := table.print(row); err != nil {
 					return err
 				}
-				header = false
 			}
 		}
 		if code != exitOK {
@@ -119,70 +123,18 @@ func (a *app) list(ctx context.Context, only string, asObjects bool) error {
 		return err
 	}
 	return a.withRegistry(ctx, func(r *registry.Registry) error {
-		header := !asObjects
+		table, err := a.newTable(ctx, r, asObjects)
+		if err != nil {
+			return err
+		}
 		for row, err := range r.List(ctx, registry.Filter{State: state}) {
 			if err != nil {
 				return err
 			}
-			if err := a.printOne(row, asObjects, header); err != nil {
+			if err := table.print(row); err != nil {
 				return err
 			}
-			header = false
 		}
 		return nil
 	})
-}
-
-func (a *app) printOne(row registry.Registration, asObjects, header bool) error {
-	if asObjects {
-		return printJSON(a.stdout, row)
-	}
-	if header {
-		if err := printHeader(a.stdout); err != nil {
-			return err
-		}
-	}
-	return printRow(a.stdout, row, time.Now())
-}
-
-// tally is the JSON of status without a user.
-type tally struct {
-	Total   int64                               `json:"total"`
-	States  map[registry.State]int64            `json:"states"`
-	Servers map[string]map[registry.State]int64 `json:"servers"`
-}
-
-func (a *app) counts(ctx context.Context, r *registry.Registry, state registry.State, asObjects bool) error {
-	counts, err := r.Counts(ctx)
-	if err != nil {
-		return err
-	}
-	sum := tally{States: map[registry.State]int64{}, Servers: map[string]map[registry.State]int64{}}
-	var table []registry.Count
-	for _, c := range counts {
-		if state != "" && c.State != state {
-			continue
-		}
-		table = append(table, c)
-		sum.Total += c.N
-		sum.States[c.State] += c.N
-		if sum.Servers[c.Server] == nil {
-			sum.Servers[c.Server] = map[registry.State]int64{}
-		}
-		sum.Servers[c.Server][c.State] += c.N
-	}
-	if asObjects {
-		return printJSON(a.stdout, sum)
-	}
-	return printCounts(a.stdout, table, sum.Total)
-}
-
-func printCounts(w io.Writer, counts []registry.Count, total int64) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "SERVER\tSTATE\tUSERS")
-	for _, c := range counts {
-		fmt.Fprintf(t, "%s\t%s\t%d\n", printable(c.Server), c.State, c.N)
-	}
-	fmt.Fprintf(t, "all\t\t%d\n", total)
-	return t.Flush()
 }

@@ -106,7 +106,7 @@ func exitCode(err error) int {
 		return exitConfig
 	case is(registry.ErrPermission):
 		return exitPermission
-	case is(errNoDovecot):
+	case is(errNoDovecot, errUnavailable):
 		return exitUnavailable
 	case is(registry.ErrFull, registry.ErrBusy):
 		return exitTemporary

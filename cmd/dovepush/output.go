@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -96,25 +95,6 @@ func printable(s string) string {
 	}
 	quoted := strconv.Quote(s)
 	return quoted[1 : len(quoted)-1]
-}
-
-const rowFormat = "%-32s %-12s %-10s %-20s %-14s %-14s %s\n"
-
-func printHeader(w io.Writer) error {
-	_, err := fmt.Fprintf(w, rowFormat, "USER", "SERVER", "STATE", "IDENTITY", "VERIFIED", "NEXT", "ERROR")
-	return err
-}
-
-// printRow writes a registration on a line, as wide as most names need: a
-// table that measures its columns would have to hold them all.
-func printRow(w io.Writer, r registry.Registration, now time.Time) error {
-	message := "-"
-	if r.Error != nil {
-		message = r.Error.Kind + ": " + r.Error.Message
-	}
-	_, err := fmt.Fprintf(w, rowFormat, printable(r.User), printable(r.Server), r.State, printable(cmp.Or(r.Identity, "-")),
-		since(r.VerifiedAt, now), until(r.NextAt, now), printable(message))
-	return err
 }
 
 func since(t, now time.Time) string {

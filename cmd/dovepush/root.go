@@ -40,10 +40,11 @@ const exitHelp = `Exit status:
   64   wrong usage
   65   bad input: a user name or identity that Dovecot must not be given
   67   no such user
-  69   the server does not serve us (no METADATA, TLS not trusted)
+  69   the server does not serve us (no METADATA, TLS not trusted); for serve, its
+       address is in use
   70   an error of dovepush's own, or output that could not be written
   73   a conflict: somebody else's entry was found and kept
-  75   not done now; recorded, for the next run to do
+  75   not done now; recorded, for dovepush serve or the next run to do
   77   permission denied, or login refused
   78   configuration
   130  interrupted
@@ -81,7 +82,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	flags.StringVar(&a.logLevel, "log-level", "warn", "least level of log messages: debug, info, warn or error")
 	flags.StringVar(&a.logFormat, "log-format", "text", "format of log messages: text or json")
 	root.AddGroup(&cobra.Group{ID: "users", Title: "Users:"}, &cobra.Group{ID: "setup", Title: "Setting up:"})
-	root.AddCommand(a.registerCommand(), a.unregisterCommand(), a.verifyCommand(), a.statusCommand(), a.listCommand(),
+	root.AddCommand(a.registerCommand(), a.unregisterCommand(), a.verifyCommand(), a.statusCommand(), a.listCommand(), a.serveCommand(),
 		a.configCommand(), a.demoCommand(), a.versionCommand())
 	root.SetHelpCommand(helpCommand(root))
 	root.SetCompletionCommandGroupID("setup")

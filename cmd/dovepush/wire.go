@@ -19,6 +19,8 @@ var (
 	errConfig = errors.New("configuration")
 	// errNoConfig: there are no settings.
 	errNoConfig = fmt.Errorf("%w: no settings", errConfig)
+	// errUnavailable: something that must be there, or free, is not.
+	errUnavailable = errors.New("not available")
 )
 
 // load reads the settings.
@@ -47,8 +49,8 @@ func (a *app) openRegistry(ctx context.Context, c *config.Config) (*registry.Reg
 }
 
 // newAgent makes the agent. With a password, users log in with it instead of
-// what the settings say.
-func (a *app) newAgent(c *config.Config, r *registry.Registry, password *config.Secret) (*agent.Agent, error) {
+// what the settings say. observe may be nil.
+func (a *app) newAgent(c *config.Config, r *registry.Registry, password *config.Secret, observe agent.Observer) (*agent.Agent, error) {
 	self := thisProcess()
 	o := agent.Options{
 		Registry:     r,
@@ -60,6 +62,8 @@ func (a *app) newAgent(c *config.Config, r *registry.Registry, password *config.
 		RetryMax:     time.Duration(c.Retry.Max),
 		Owner:        self.String(),
 		Dead:         self.knowsDead,
+		Drain:        drainTime,
+		Observe:      observe,
 		Now:          time.Now,
 		Random:       rand.Float64,
 		Log:          a.log,
