@@ -56,7 +56,18 @@ func (a *Agent) Run(ctx context.Context) error {
 // prepare looks at what earlier processes have left behind.
 func (a *Agent) prepare(ctx context.Context) error {
 	a.known.Store(true)
-	return errors.Join(a.remember(ctx), a.reclaim(ctx), a.spread(ctx, false))
+	return errors.Join(a.remember(ctx), a.reclaim(ctx), a.spread(ctx, false), a.findOrphans(ctx))
+}
+
+// findOrphans tells of registrations that nobody looks after.
+func (a *Agent) findOrphans(ctx context.Context) error {
+	waiting, err := a.options.Registry.Backlogs(ctx)
+	for _, b := range waiting {
+		if _, ok := a.sites[b.Server]; !ok && b.Due > 0 {
+			a.options.Log.Warn("users of a server that is not in the settings wait", "server", b.Server, "due", b.Due)
+		}
+	}
+	return err
 }
 
 // reclaim gives back the claims of processes that have ended without doing so,
@@ -175,7 +186,7 @@ func (a *Agent) takeDue(ctx, working context.Context, s *site, work *sync.WaitGr
 	}
 	places := []*place{first}
 	for len(places) < maxTake {
-		p, ok := s.enterToo()
+		p, ok := s.enterToo(ctx)
 		if !ok {
 			break
 		}
@@ -235,7 +246,7 @@ func (a *Agent) watch(ctx context.Context) {
 	looked := began
 	var offset time.Duration // of the clock, from where it should be
 	var version int64
-	ailing := false
+	ailing, setBack := false, false
 	for {
 		a.watcher.wait(func() {
 			select {
@@ -259,12 +270,16 @@ func (a *Agent) watch(ctx context.Context) {
 		is := a.options.Now().Round(0).Sub(clock) - time.Since(began)
 		if step := is - offset; step > clockStep || step < -clockStep {
 			a.options.Log.Warn("the clock was set", "by", step.Round(time.Second).String())
-			if step < 0 {
-				errs = append(errs, a.spread(ctx, true))
-			}
+			setBack = setBack || step < 0
 			a.wakeKeepers()
 		}
 		offset = is
+		if setBack {
+			err := a.spread(ctx, true)
+			errs = append(errs, err)
+			setBack = err != nil
+			a.wakeKeepers()
+		}
 		if time.Since(looked) >= lookForDead {
 			looked = time.Now()
 			errs = append(errs, a.reclaim(ctx), a.tidy(ctx))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -405,6 +406,25 @@ func TestCommandLineDoesNotRepeatWhatRunHasDone(t *testing.T) {
 		}
 		if tried := h.box.updated(); !slices.Equal(tried, []string{"slow", "alice"}) {
 			t.Errorf("Updates of %q", tried)
+		}
+	})
+}
+
+// A server that was renamed in the settings leaves its users behind.
+func TestRunTellsOfUsersWhoseServerIsNotConfigured(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, time.Now)
+		log := new(journal)
+		a := h.agent(logsTo(log))
+		other := registry.Key{User: "alice", Server: "old"}
+		if err := a.options.Registry.Intend(t.Context(), registry.Intent{Key: other, Value: "user=alice", Wanted: registry.Present}); err != nil {
+			t.Fatal(err)
+		}
+		stop := h.run(a)
+		time.Sleep(time.Second)
+		stop()
+		if lines := log.lines("not in the settings"); len(lines) != 1 || !strings.Contains(lines[0], "server=old due=1") {
+			t.Errorf("%q", lines)
 		}
 	})
 }

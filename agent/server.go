@@ -80,7 +80,7 @@ func (s *site) enter(ctx context.Context) (*place, error) {
 }
 
 // enterToo returns another place if there is one at once.
-func (s *site) enterToo() (*place, bool) {
+func (s *site) enterToo(ctx context.Context) (*place, bool) {
 	if !s.circuit.proven() || s.slots == nil {
 		return nil, false
 	}
@@ -93,7 +93,7 @@ func (s *site) enterToo() (*place, bool) {
 	p := &place{site: s}
 	if s.pace.Allow() {
 		var err error
-		if p.leave, err = s.circuit.admit(context.Background()); err == nil { // proven: does not wait
+		if p.leave, err = s.circuit.admit(ctx); err == nil { // does not wait, or hardly: it was proven a moment ago
 			return p, true
 		}
 	}
