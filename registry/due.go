@@ -13,8 +13,8 @@ import (
 // after it: see claimRunning.
 const idle = `(claimed_by = '' OR claimed_until <= $1 OR claimed_until > $2)`
 
-// chosen is the condition that a row is one of $2, a Which.
-const chosen = `($2 = 0 OR state IN ('pending', 'removing') OR error_kind IN ('retry', 'server'))`
+// unsettled is the condition that something is left to be done for a row.
+const unsettled = `(state IN ('pending', 'removing') OR error_kind IN ('retry', 'server'))`
 
 const (
 	sqlDue = `
@@ -31,16 +31,25 @@ const (
 		WHERE server = $3 AND next_at IS NOT NULL AND ` + idle + `
 		ORDER BY next_at LIMIT 1`
 
-	// Looked for in the order of the index, page after page, and changed by
+	// Looked for in the order of an index, page after page, and changed by
 	// their keys: in one statement, each 500 rows would cost a walk over all.
-	sqlLate = `
-		SELECT next_at, username FROM registrations
-		WHERE server = $1 AND next_at IS NOT NULL AND (next_at, username) > ($3, $4) AND ` + chosen + `
+	// The unsettled are few where all is well, and those that are due late many.
+	sqlLateState = `
+		SELECT username, next_at FROM registrations INDEXED BY registrations_state
+		WHERE server = $1 AND state = $2 AND username > $3 AND next_at > $4
+		ORDER BY username LIMIT $5`
+	sqlLateKind = `
+		SELECT username, next_at FROM registrations INDEXED BY registrations_failing
+		WHERE error_kind <> '' AND server = $1 AND error_kind = $2 AND username > $3 AND next_at > $4
+		ORDER BY username LIMIT $5`
+	sqlLateSettled = `
+		SELECT username, next_at FROM registrations
+		WHERE server = $1 AND next_at > $4 AND (next_at, username) > ($2, $3) AND NOT ` + unsettled + `
 		ORDER BY next_at, username LIMIT $5`
 
 	sqlSpread = `
-		UPDATE registrations SET next_at = $4 + abs(random()) % ($5 - $4 + 1)
-		WHERE username = $6 AND server = $1 AND next_at > $3 AND ` + chosen
+		UPDATE registrations SET next_at = $3 + abs(random()) % ($4 - $3 + 1)
+		WHERE username = $5 AND server = $1 AND next_at > $2`
 
 	// It hops from server to server, and counts in the indexes alone: of
 	// 1,000,000 rows, of which none is due, it reads some ten. Few are claimed.
@@ -175,8 +184,8 @@ type Which int
 
 // The choices.
 const (
-	Every     Which = iota
-	Unsettled       // pending, removing, or to be tried again
+	Unsettled Which = iota // pending, removing, or to be tried again
+	Settled                // all others: to be verified
 )
 
 // Spread gives rows of a server that are due later than latest new times,
@@ -185,28 +194,59 @@ const (
 // between two looks was shortened. A by after latest counts as latest. The
 // rows change 500 at a time, so that others get their turn.
 func (r *Registry) Spread(ctx context.Context, server string, which Which, latest, by time.Time) (int64, error) {
-	now := r.now()
-	if latest.Before(now) {
-		latest = now // what is due already need not change
+	s := spread{server: server, latest: latest, now: r.now(), by: by}
+	if s.latest.Before(s.now) {
+		s.latest = s.now // what is due already need not change
 	}
-	if by.After(latest) {
-		by = latest // a new time after latest would be found again
+	if s.by.After(s.latest) {
+		s.by = s.latest // a new time after latest would be found again
 	}
-	if by.Before(now) {
-		by = now
+	if s.by.Before(s.now) {
+		s.by = s.now
+	}
+	if which == Settled {
+		return r.spread(ctx, s, sqlLateSettled, nil)
 	}
 	var total int64
-	after := late{nextAt: latest.UnixMilli() + 1}
+	for _, of := range []struct {
+		query string
+		value any
+	}{{sqlLateState, string(Pending)}, {sqlLateState, string(Removing)}, {sqlLateKind, "retry"}, {sqlLateKind, "server"}} {
+		n, err := r.spread(ctx, s, of.query, of.value)
+		if total += n; err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// spread is what Spread is asked for.
+type spread struct {
+	server          string
+	latest, now, by time.Time
+}
+
+// spread changes the rows that a query finds, page after page. value is that
+// of the column which the query goes by; if it goes by next_at, it is nil, and
+// becomes that of the last row of a page.
+func (r *Registry) spread(ctx context.Context, s spread, query string, value any) (total int64, err error) {
+	after, byTime := "", value == nil
+	if byTime {
+		value = s.latest.UnixMilli()
+	}
 	for {
-		page, err := r.late(ctx, server, which, after)
+		page, last, err := r.late(ctx, query, s.server, value, after, s.latest)
 		if err != nil || len(page) == 0 {
 			return total, err
+		}
+		if after = page[len(page)-1]; byTime {
+			value = last
 		}
 		var n int64
 		err = r.writer.submit(ctx, "spread", len(page), func(ctx context.Context, tx transaction) error {
 			n = 0
-			for _, row := range page {
-				changed, err := tx.exec(ctx, sqlSpread, server, int64(which), millis(latest), millis(now), millis(by), row.user)
+			for _, user := range page {
+				changed, err := tx.exec(ctx, sqlSpread, s.server, millis(s.latest), millis(s.now), millis(s.by), user)
 				if err != nil {
 					return err
 				}
@@ -217,32 +257,26 @@ func (r *Registry) Spread(ctx context.Context, server string, which Which, lates
 		if err != nil {
 			return total, err // n may still be written to
 		}
-		total, after = total+n, page[len(page)-1]
+		total += n
 	}
 }
 
-// late is a row that is due later than it should be.
-type late struct {
-	nextAt int64 // Unix milliseconds
-	user   string
-}
-
-// late returns the next rows after one, in the order in which they are due.
-func (r *Registry) late(ctx context.Context, server string, which Which, after late) ([]late, error) {
-	rows, err := r.readers.QueryContext(ctx, sqlLate, server, int64(which), after.nextAt, after.user, maxBatch)
+// late returns the users of the next rows that a query finds, and when the last
+// of them is due, in Unix milliseconds.
+func (r *Registry) late(ctx context.Context, query, server string, value any, after string, latest time.Time) (users []string, last int64, err error) {
+	rows, err := r.readers.QueryContext(ctx, query, server, value, after, millis(latest), maxBatch)
 	if err != nil {
-		return nil, explain(r.path, "find what to spread", err)
+		return nil, 0, explain(r.path, "find what to spread", err)
 	}
 	defer rows.Close()
-	var page []late
 	for rows.Next() {
-		var row late
-		if err := rows.Scan(&row.nextAt, &row.user); err != nil {
-			return nil, explain(r.path, "find what to spread", err)
+		var user string
+		if err := rows.Scan(&user, &last); err != nil {
+			return nil, 0, explain(r.path, "find what to spread", err)
 		}
-		page = append(page, row)
+		users = append(users, user)
 	}
-	return page, explain(r.path, "find what to spread", rows.Err())
+	return users, last, explain(r.path, "find what to spread", rows.Err())
 }
 
 // Backlog is what a server's registrations wait for.

@@ -321,7 +321,7 @@ func TestSpreadGivesRowsThatAreDueTooLateNewTimesEvenly(t *testing.T) {
 	exec1(t, r.writer.db, "UPDATE registrations SET next_at = NULL WHERE username = 'settled'")
 	before := all(t, r, Filter{})
 
-	if got, err := r.Spread(t.Context(), "main", Every, latest, by); got != n || err != nil {
+	if got, err := r.Spread(t.Context(), "main", Unsettled, latest, by); got != n || err != nil {
 		t.Fatalf("%d rows, error %v", got, err)
 	}
 	var quarters [4]int
@@ -343,7 +343,7 @@ func TestSpreadGivesRowsThatAreDueTooLateNewTimesEvenly(t *testing.T) {
 			t.Errorf("%d of %d rows are due in quarter %d", got, n, q+1)
 		}
 	}
-	if got, err := r.Spread(t.Context(), "main", Every, latest, by); got != 0 || err != nil {
+	if got, err := r.Spread(t.Context(), "main", Unsettled, latest, by); got != 0 || err != nil {
 		t.Errorf("again: %d rows, error %v", got, err)
 	}
 }
@@ -384,6 +384,30 @@ func TestSpreadOfTheUnsettled(t *testing.T) {
 			t.Errorf("%s is due at %v", row.user, got)
 		}
 	}
+	if n, err := r.Spread(t.Context(), "main", Settled, latest, latest); n != 3 || err != nil {
+		t.Errorf("%d settled rows, error %v", n, err)
+	}
+	for _, row := range rows {
+		if got := get(t, r, Key{row.user, "main"}).NextAt; got.After(latest) {
+			t.Errorf("%s is due at %v", row.user, got)
+		}
+	}
+}
+
+func TestSpreadOfManySettled(t *testing.T) {
+	const n = 2*maxBatch + 7
+	r, _ := fresh(t)
+	dueAt(t, r, "main", "late", n, noon.Add(3*time.Hour)) // all at the same time: the pages go by user
+	dueAt(t, r, "main", "pending", 3, noon.Add(3*time.Hour))
+	exec1(t, r.writer.db, "UPDATE registrations SET state = 'registered' WHERE username LIKE 'late-%'")
+	if got, err := r.Spread(t.Context(), "main", Settled, noon.Add(time.Hour), noon.Add(time.Hour)); got != n || err != nil {
+		t.Errorf("%d rows, error %v", got, err)
+	}
+	for _, reg := range all(t, r, Filter{State: Registered}) {
+		if reg.NextAt.After(noon.Add(time.Hour)) {
+			t.Fatalf("%s is due at %v", reg.User, reg.NextAt)
+		}
+	}
 }
 
 func TestSpreadEndsWhateverTheTimes(t *testing.T) {
@@ -409,7 +433,7 @@ func TestSpreadEndsWhateverTheTimes(t *testing.T) {
 			r.now = func() time.Time { return noon.Add(time.Duration(calls.Add(1)-1) * time.Millisecond) }
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			if got, err := r.Spread(ctx, "main", Every, tc.latest, tc.by); got != tc.want || err != nil {
+			if got, err := r.Spread(ctx, "main", Unsettled, tc.latest, tc.by); got != tc.want || err != nil {
 				t.Errorf("%d rows, want %d, error %v", got, tc.want, err)
 			}
 			for _, reg := range all(t, r, Filter{}) {
@@ -426,7 +450,7 @@ func TestSpreadStopsWithItsContext(t *testing.T) {
 	dueAt(t, r, "main", "late", 3, noon.Add(time.Hour))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if n, err := r.Spread(ctx, "main", Every, noon, noon); n != 0 || !errors.Is(err, context.Canceled) {
+	if n, err := r.Spread(ctx, "main", Unsettled, noon, noon); n != 0 || !errors.Is(err, context.Canceled) {
 		t.Errorf("%d rows, error %v", n, err)
 	}
 }

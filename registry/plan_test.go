@@ -26,11 +26,13 @@ func TestWhatIsAskedAllTheTimeWalksOverNoRowsInVain(t *testing.T) {
 			"SEARCH registrations USING INDEX " + due,
 			"SEARCH registrations USING COVERING INDEX registrations_failing (server=? AND error_kind=?)",
 		}},
-		"what is due too late": {sqlLate, 5, []string{"SEARCH registrations USING INDEX registrations_due (server=? AND (next_at,username)>(?,?))"}},
-		"spread":               {sqlSpread, 6, []string{"SEARCH registrations USING PRIMARY KEY (username=? AND server=?)"}},
-		"hasten":               {sqlHasten, 3, []string{"SEARCH registrations USING PRIMARY KEY (username=? AND server=?)"}},
-		"release":              {sqlRelease, 1, []string{"SEARCH registrations USING INDEX registrations_claimed (claimed_by=?)"}},
-		"reclaim":              {sqlReclaim, 2, []string{"SEARCH registrations USING INDEX registrations_claimed (claimed_by=?)"}},
+		"pending, due too late": {sqlLateState, 5, []string{"SEARCH registrations USING INDEX registrations_state (server=? AND state=? AND username>?)"}},
+		"failing, due too late": {sqlLateKind, 5, []string{"SEARCH registrations USING INDEX registrations_failing (server=? AND error_kind=? AND username>?)"}},
+		"settled, due too late": {sqlLateSettled, 5, []string{"SEARCH registrations USING INDEX registrations_due (server=? AND (next_at,username)>(?,?))"}},
+		"spread":                {sqlSpread, 5, []string{"SEARCH registrations USING PRIMARY KEY (username=? AND server=?)"}},
+		"hasten":                {sqlHasten, 3, []string{"SEARCH registrations USING PRIMARY KEY (username=? AND server=?)"}},
+		"release":               {sqlRelease, 1, []string{"SEARCH registrations USING INDEX registrations_claimed (claimed_by=?)"}},
+		"reclaim":               {sqlReclaim, 2, []string{"SEARCH registrations USING INDEX registrations_claimed (claimed_by=?)"}},
 	} {
 		var got []string
 		for _, step := range plan(t, r, tc.query, tc.args) {

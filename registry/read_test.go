@@ -271,7 +271,7 @@ func TestVersionStaysWhileNothingChanges(t *testing.T) {
 		"take where nothing is due": func(r *Registry) error { return errOf(r.Take(t.Context(), "far", "agent", noon, noon, 9, "alice")) },
 		"hasten of what is due":     func(r *Registry) error { _, _, err := r.Hasten(t.Context(), alice); return err },
 		"hasten of a missing row":   func(r *Registry) error { _, _, err := r.Hasten(t.Context(), Key{"bob", "main"}); return err },
-		"spread of nothing":         func(r *Registry) error { return errOf(r.Spread(t.Context(), "main", Every, noon, noon)) },
+		"spread of nothing":         func(r *Registry) error { return errOf(r.Spread(t.Context(), "main", Unsettled, noon, noon)) },
 		"claim of a missing row": func(r *Registry) error {
 			_, _, err := r.Claim(t.Context(), Key{"bob", "main"}, "agent", noon, noon)
 			return err
