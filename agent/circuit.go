@@ -24,8 +24,8 @@ const (
 	// maxProbe bounds the wait between two tries of a server that refuses
 	// everybody: whoever has mended it should not wait for long, and one refused
 	// login now and then does no harm. Merely to connect does none at all.
-	maxProbe          = 15 * time.Minute
-	maxProbeUnreached = time.Minute
+	maxProbe     = 15 * time.Minute
+	maxProbeElse = time.Minute
 )
 
 // circuit keeps a server that fails for everybody from being asked on behalf
@@ -35,7 +35,7 @@ const (
 // goes alone; so does the first user of all, and the first after a pause.
 type circuit struct {
 	server string
-	delay  func(failures int, unreached bool) time.Duration
+	delay  func(failures int, refused bool) time.Duration
 
 	mu        sync.Mutex
 	breaker   circuitbreaker.CircuitBreaker[any]
@@ -49,7 +49,7 @@ type circuit struct {
 	noted     bool          // the registry has it as open
 }
 
-func newCircuit(server string, delay func(failures int, unreached bool) time.Duration) *circuit {
+func newCircuit(server string, delay func(failures int, refused bool) time.Duration) *circuit {
 	c := &circuit{server: server, delay: delay, turned: make(chan struct{})}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -145,6 +145,14 @@ func (c *circuit) done(ctx context.Context, l leave, now time.Time, err error) (
 			c.returnLocked(l)
 			return stayed, false
 		}
+	case isLogin(err):
+		// Who did not get past the login has not shown that others would: were
+		// it taken for a success, an outage of Dovecot's authentication would
+		// hide a wrong password, and everybody be sent against it.
+		if c.unreached = 0; c.failures == 0 { // it was reached
+			c.returnLocked(l)
+			return stayed, false
+		}
 	default:
 		c.unreached, c.worked = 0, time.Now()
 		wasClosed, failed := c.breaker.IsClosed(), c.failures > 0
@@ -164,7 +172,7 @@ func (c *circuit) done(ctx context.Context, l leave, now time.Time, err error) (
 	}
 	c.failures++
 	c.cause = err
-	c.openLocked(c.delay(c.failures, unreached))
+	c.openLocked(c.delay(c.failures, imapmeta.KindOf(err) == imapmeta.Server))
 	return t, true
 }
 
@@ -173,6 +181,12 @@ func (c *circuit) done(ctx context.Context, l leave, now time.Time, err error) (
 func isUnreached(err error) bool {
 	var e *imapmeta.Error
 	return errors.As(err, &e) && e.Unreached
+}
+
+// isLogin reports whether the login came to nothing, for now.
+func isLogin(err error) bool {
+	var e *imapmeta.Error
+	return errors.As(err, &e) && e.Kind == imapmeta.Retry && e.Op == "login"
 }
 
 // giveBack takes back a leave that was not used.

@@ -147,7 +147,7 @@ func TestThreeInARowWhoReachNoServerStopTheRest(t *testing.T) {
 		time.Sleep(30 * time.Minute)
 		looks := h.box.looks()[2:]
 		for i, gap := range gaps(looks) {
-			if gap < retryInitial || gap > maxProbeUnreached*3/2+time.Second {
+			if gap < retryInitial || gap > maxProbeElse*3/2+time.Second {
 				t.Errorf("probe %d came %v after the one before", i+1, gap)
 			}
 		}
@@ -355,4 +355,41 @@ func TestNoteStaysWhileTheServerHasNotWorkedSince(t *testing.T) {
 			must(t, a, verify("alice"), Unchanged)
 		}
 	})
+}
+
+// Dovecot's authentication fails for a while, and its password is wrong: who
+// did not get past the login must not send everybody against it.
+func TestLoginThatCameToNothingDoesNotProveTheServer(t *testing.T) {
+	for name, earlier := range map[string]error{"at first": nil, "as a probe": errMaster} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				h := newHouse(t, time.Now)
+				weather := h.weather(fails(errBusy))
+				if earlier != nil {
+					weather.now(fails(earlier))
+				}
+				a := h.agent(connections(16))
+				h.intend(a.options.Registry, users("a.test", 300)...)
+				h.run(a)
+				time.Sleep(time.Second)
+				if earlier != nil {
+					weather.now(fails(errBusy))
+					time.Sleep(4 * time.Minute) // probes
+				}
+				before := len(h.box.updated())
+				weather.now(fails(errMaster))
+				time.Sleep(10 * time.Minute)
+				refused := len(h.box.updated()) - before
+				if h.box.most > 1 || refused > 10 {
+					t.Errorf("%d at once, %d refused", h.box.most, refused)
+				}
+				if list := h.circuits(a.options.Registry); len(list) != 1 || list[0].Failure.Kind != "server" {
+					t.Errorf("circuits %+v", list)
+				}
+				weather.now(nil)
+				time.Sleep(2 * maxProbe)
+				h.registered(a.options.Registry, 300)
+			})
+		})
+	}
 }

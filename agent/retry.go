@@ -16,10 +16,10 @@ func (a *Agent) retryAfter(attempts int) time.Duration {
 // probeAfter is how long to leave a server alone that failed for everybody so
 // many times: it doubles each time, up to a bound, and is spread a little, so
 // that it grows each time.
-func (a *Agent) probeAfter(failures int, unreached bool) time.Duration {
-	most := maxProbe
-	if unreached {
-		most = maxProbeUnreached
+func (a *Agent) probeAfter(failures int, refused bool) time.Duration {
+	most := maxProbeElse
+	if refused {
+		most = maxProbe
 	}
 	most = max(min(most, a.options.RetryMax), a.options.RetryInitial)
 	wait := most

@@ -100,13 +100,13 @@ func (a *Agent) spread(ctx context.Context, setBack bool) error {
 	if setBack {
 		retryBy = now.Add(o.RetryInitial)
 	}
-	verifyBy := now.Add(max(o.VerifyEvery, o.RetryMax))
+	verifyBy := now.Add(o.VerifyEvery)
 	for name := range a.sites {
 		retries, err := o.Registry.Spread(ctx, name, registry.Unsettled, retryBy, retryBy)
 		if err != nil {
 			return err
 		}
-		looks, err := o.Registry.Spread(ctx, name, registry.Every, verifyBy, verifyBy)
+		looks, err := o.Registry.Spread(ctx, name, registry.Settled, verifyBy, verifyBy)
 		if err != nil {
 			return err
 		}
