@@ -55,6 +55,13 @@ func (w *site) more(text string) {
 	w.write("config.toml", w.read("config.toml")+text)
 }
 
+// short settings: what is to be tried again soon is.
+const impatient = `
+[retry]
+initial = "200ms"
+max = "2s"
+`
+
 // socket is where the service listens: a path short enough for a UNIX socket.
 func (w *site) socket() string { return filepath.Join(w.dir, "api.sock") }
 
@@ -216,6 +223,23 @@ func eventually(t *testing.T, what string, holds func() error) {
 		}
 	}
 	t.Fatalf("%s: %v", what, err)
+}
+
+// rows reads the registry of a site as another process does, and gives all its rows.
+func (w *site) rows() (rows []registry.Registration) {
+	w.t.Helper()
+	r, err := registry.Open(w.t.Context(), filepath.Join(w.dir, "registry.db"), time.Now)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer r.Close()
+	for row, err := range r.List(w.t.Context(), registry.Filter{}) {
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		rows = append(rows, row)
+	}
+	return rows
 }
 
 var errNotYet = errors.New("not yet")
