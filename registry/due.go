@@ -22,8 +22,9 @@ const (
 		WHERE server = $3 AND next_at <= $1 AND ` + idle + `
 		ORDER BY next_at LIMIT $4`
 
+	// Whoever is at work may have looked already: he must not take it off.
 	sqlHasten = `
-		UPDATE registrations SET next_at = $3
+		UPDATE registrations SET next_at = $3, revision = revision + (claimed_by <> '')
 		WHERE username = $1 AND server = $2 AND (next_at IS NULL OR next_at > $3)`
 
 	sqlNextDue = `
@@ -44,7 +45,7 @@ const (
 		ORDER BY username LIMIT $5`
 	sqlLateSettled = `
 		SELECT username, next_at FROM registrations
-		WHERE server = $1 AND next_at > $4 AND (next_at, username) > ($2, $3) AND NOT ` + unsettled + `
+		WHERE server = $1 AND (next_at, username) > ($2, $3) AND +next_at > $4 AND NOT ` + unsettled + `
 		ORDER BY next_at, username LIMIT $5`
 
 	sqlSpread = `
@@ -159,7 +160,8 @@ func (r *Registry) NextDue(ctx context.Context, server string) (time.Time, bool,
 }
 
 // Hasten makes a row due now, and returns it as it is then, and whether there
-// is one.
+// is one. If somebody works on it, it stays due when he has finished: he may
+// have looked at the entry before.
 func (r *Registry) Hasten(ctx context.Context, key Key) (Registration, bool, error) {
 	var reg Registration
 	var found bool

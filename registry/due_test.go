@@ -286,6 +286,7 @@ func TestHastenLeavesTheClaimAlone(t *testing.T) {
 	take(t, r, alice, "agent")
 	want := get(t, r, alice)
 	want.NextAt = noon
+	want.Revision++ // so that its result does not take the row off
 	if got, found, err := r.Hasten(t.Context(), alice); !found || err != nil || !cmp.Equal(want, got) {
 		t.Errorf("found %v, error %v: %s", found, err, cmp.Diff(want, got))
 	}
@@ -499,5 +500,20 @@ func TestBacklogsTellWhatWaitsServerByServer(t *testing.T) {
 	c.advance(time.Minute) // the claims end
 	if got, err := r.Backlogs(t.Context()); err != nil || len(got) != 5 || got[2] != (Backlog{"held only", 1, noon, 0}) || got[3] != (Backlog{"main", 3, noon, 2}) {
 		t.Errorf("%+v, error %v", got, err)
+	}
+}
+
+// Who holds the row may have looked already: his result must not take it off.
+func TestHastenedRowStaysDueWhenItsHolderHasFinished(t *testing.T) {
+	r, _ := fresh(t)
+	intend(t, r, present(alice, "v"))
+	reg := take(t, r, alice, "agent")
+	hastened, found, err := r.Hasten(t.Context(), alice)
+	if err != nil || !found || hastened.Revision != reg.Revision+1 {
+		t.Fatalf("%+v, %v, %v", hastened, found, err)
+	}
+	record(t, r, "agent", Result{Key: alice, Revision: reg.Revision, State: Registered, VerifiedAt: noon, NextAt: noon.Add(time.Hour)})
+	if got := get(t, r, alice); !got.NextAt.Equal(noon) || got.ClaimedBy != "" || !got.VerifiedAt.Equal(noon) {
+		t.Errorf("%+v", got)
 	}
 }
