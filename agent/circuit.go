@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -130,7 +131,7 @@ const (
 func (c *circuit) done(ctx context.Context, l leave, now time.Time, err error) (t turn, servers bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	unreached := isUnreached(err)
+	unreached := isUnreached(err) || isHung(err)
 	if ctx.Err() != nil && imapmeta.KindOf(err) == imapmeta.Retry {
 		c.returnLocked(l)
 		return stayed, false
@@ -183,11 +184,16 @@ func isUnreached(err error) bool {
 	return errors.As(err, &e) && e.Unreached
 }
 
-// isLogin reports whether the login came to nothing, for now.
+// isLogin reports whether the exchange came to nothing before the user was
+// logged in.
 func isLogin(err error) bool {
 	var e *imapmeta.Error
-	return errors.As(err, &e) && e.Kind == imapmeta.Retry && e.Op == "login"
+	return errors.As(err, &e) && e.Kind == imapmeta.Retry && slices.Contains([]string{"connect", "starttls", "login"}, e.Op)
 }
+
+// isHung reports whether there was no answer to the login. Dovecot's penalty
+// for refused logins may last longer than we wait.
+func isHung(err error) bool { return isLogin(err) && errors.Is(err, context.DeadlineExceeded) }
 
 // giveBack takes back a leave that was not used.
 func (c *circuit) giveBack(l leave) {

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -392,4 +393,67 @@ func TestLoginThatCameToNothingDoesNotProveTheServer(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Dovecot's penalty for refused logins may last longer than we wait for one.
+func TestThreeInARowWithoutAnAnswerToTheLoginStopTheRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, time.Now)
+		silence := &imapmeta.Error{Kind: imapmeta.Retry, Op: "login", Err: fmt.Errorf("no answer: %w", context.DeadlineExceeded)}
+		weather := h.weather(fails(silence))
+		a := h.agent(connections(16))
+		h.intend(a.options.Registry, users("a.test", 100)...)
+		h.run(a)
+		time.Sleep(10 * time.Minute)
+		if n := len(h.box.updated()); n < 5 || n > 20 || h.box.most > 1 {
+			t.Errorf("%d logins in 10 minutes, %d at once", n, h.box.most)
+		}
+		weather.now(nil)
+		time.Sleep(5 * time.Minute)
+		h.registered(a.options.Registry, 100)
+	})
+}
+
+// Others get through between his failures: they are his own after all, and
+// must not stop everybody again and again.
+func TestUserWhoFailsLikeAServerIsTriedLessAndLess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, time.Now)
+		h.box.reading = func(_ context.Context, user string) error {
+			if user == "odd" {
+				return errMaster
+			}
+			return nil
+		}
+		a := h.agent(connections(4))
+		h.intend(a.options.Registry, "odd")
+		h.run(a)
+		for range 3 * 60 {
+			submit(t, a, register("good"))
+			time.Sleep(time.Minute)
+		}
+		if n := len(of(h.box.looks(), "odd")); n < 3 || n > 20 {
+			t.Errorf("he was tried %d times in 3 hours", n)
+		}
+	})
+}
+
+func TestNoteOfAServerThatHasGoneFromTheSettingsGoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, time.Now)
+		a := h.agent(seldom)
+		failed := registry.Circuit{Server: "old", Since: h.now(), ProbeAt: h.now().Add(time.Minute), Failures: 1}
+		if err := a.options.Registry.OpenCircuit(t.Context(), failed); err != nil {
+			t.Fatal(err)
+		}
+		h.run(a)
+		time.Sleep(time.Hour) // it may be another service's
+		if list := h.circuits(a.options.Registry); len(list) != 1 {
+			t.Errorf("after an hour: %+v", list)
+		}
+		time.Sleep(forgotten)
+		if list := h.circuits(a.options.Registry); len(list) != 0 {
+			t.Errorf("after a day: %+v", list)
+		}
+	})
 }

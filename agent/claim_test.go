@@ -251,3 +251,25 @@ func (c *endsAt) Err() error {
 		return nil
 	}
 }
+
+// A running service may do the work between a command's look and its claim.
+func TestRowThatWasSettledJustBeforeTheClaimIsLeftAsItIs(t *testing.T) {
+	h, clock := still(t)
+	a := h.agent()
+	asked := clock.now()
+	clock.advance(time.Second)
+	must(t, a, Request{User: "alice", Expires: time.Hour}, Added)
+	key := registry.Key{User: "alice", Server: "main"}
+	reg, outcome, err := a.options.Registry.Claim(t.Context(), key, "us", clock.now().Add(time.Minute), clock.now().Add(time.Minute))
+	if err != nil || outcome != registry.Taken || !settledSince(unclaimed(reg), asked, clock.now()) {
+		t.Fatalf("%+v, %v, %v", reg, outcome, err)
+	}
+	if err := a.giveBack(t.Context(), "us", reg); err != nil {
+		t.Fatal(err)
+	}
+	h.unclaimed(a.options.Registry)
+	if now, _ := h.row(a.options.Registry, "alice"); now.State != registry.Registered || now.Attempts != 0 || !now.NextAt.Equal(reg.ExpiresAt) ||
+		!now.VerifiedAt.Equal(reg.VerifiedAt) || len(now.Written) != 1 {
+		t.Errorf("%+v", now)
+	}
+}

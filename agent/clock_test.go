@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"dovepush/imapmeta"
 	"dovepush/registry"
 )
 
@@ -145,4 +146,15 @@ func TestShorterVerifyEveryHoldsForWhatIsRegistered(t *testing.T) {
 			}
 		}
 	})
+}
+
+// The row says that it was verified later than now: before the clock was set back.
+func TestVerificationFromTheFutureDoesNotCount(t *testing.T) {
+	h, clock := still(t)
+	a := h.agent()
+	must(t, a, register("alice"), Added)
+	clock.advance(-time.Hour)
+	h.box.set("alice", imapmeta.Absent)
+	must(t, a, verify("alice"), Added)
+	h.box.holds(t, "alice", "user=alice")
 }

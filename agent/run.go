@@ -7,8 +7,6 @@ import (
 	"io/fs"
 	"sync"
 	"time"
-
-	"dovepush/registry"
 )
 
 const (
@@ -36,8 +34,9 @@ var errStopping = errors.New("dovepush is stopping")
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	if err := a.prepare(ctx); err != nil {
-		return err
+	a.known.Store(true)
+	if err := a.remember(ctx); err != nil {
+		a.registryFailed("circuit", err)
 	}
 	working, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
@@ -45,76 +44,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	for _, s := range a.sites {
 		loops.Go(func() { a.keep(ctx, working, s, &work, stop) })
 	}
-	loops.Go(func() { a.watch(ctx) })
+	setBack := make(chan struct{}, 1)
+	loops.Go(func() { a.watch(ctx, setBack) })
+	loops.Go(func() { a.tend(ctx, setBack) })
 	loops.Wait()
 	defer time.AfterFunc(a.options.Drain, func() { cancel(errStopping) }).Stop()
 	work.Wait()
 	a.wakeWaiting("")
 	return context.Cause(ctx)
-}
-
-// prepare looks at what earlier processes have left behind.
-func (a *Agent) prepare(ctx context.Context) error {
-	a.known.Store(true)
-	return errors.Join(a.remember(ctx), a.reclaim(ctx), a.spread(ctx, false), a.findOrphans(ctx))
-}
-
-// findOrphans tells of registrations that nobody looks after.
-func (a *Agent) findOrphans(ctx context.Context) error {
-	waiting, err := a.options.Registry.Backlogs(ctx)
-	for _, b := range waiting {
-		if _, ok := a.sites[b.Server]; !ok && b.Due > 0 {
-			a.options.Log.Warn("users of a server that is not in the settings wait", "server", b.Server, "due", b.Due)
-		}
-	}
-	return err
-}
-
-// reclaim gives back the claims of processes that have ended without doing so,
-// and makes their registrations due.
-func (a *Agent) reclaim(ctx context.Context) error {
-	owners, err := a.options.Registry.Owners(ctx)
-	if err != nil {
-		return err
-	}
-	var dead []string
-	for _, owner := range owners {
-		if a.dead(owner) {
-			dead = append(dead, owner)
-		}
-	}
-	n, err := a.options.Registry.Reclaim(ctx, a.options.Now(), dead...)
-	if n > 0 {
-		a.options.Log.Info("took over from a dovepush that was killed", "users", n)
-	}
-	return err
-}
-
-// spread brings forward what is due later than it can rightly be: after
-// verify_every or retry.max was shortened, or the clock set back. In the
-// latter case it does not tell how late a retry should be: they are all
-// brought forward.
-func (a *Agent) spread(ctx context.Context, setBack bool) error {
-	now, o := a.options.Now(), a.options
-	retryBy := now.Add(o.RetryMax)
-	if setBack {
-		retryBy = now.Add(o.RetryInitial)
-	}
-	verifyBy := now.Add(o.VerifyEvery)
-	for name := range a.sites {
-		retries, err := o.Registry.Spread(ctx, name, registry.Unsettled, retryBy, retryBy)
-		if err != nil {
-			return err
-		}
-		looks, err := o.Registry.Spread(ctx, name, registry.Settled, verifyBy, verifyBy)
-		if err != nil {
-			return err
-		}
-		if retries+looks > 0 {
-			o.Log.Info("brought forward what was due too late", "server", name, "retries", retries, "verifications", looks)
-		}
-	}
-	return nil
 }
 
 // keep works on a server's registrations as they fall due. What it has begun
@@ -162,7 +99,7 @@ func (a *Agent) keep(ctx, working context.Context, s *site, work *sync.WaitGroup
 }
 
 // takeDue takes what is due, as much as there are free connections, and has it
-// worked on. It returns how long there is nothing to do.
+// worked on. It returns how long there is nothing to do; 0: look again at once.
 func (a *Agent) takeDue(ctx, working context.Context, s *site, work *sync.WaitGroup) (rest time.Duration, err error) {
 	if wait, _ := s.circuit.probeIn(); wait > 0 {
 		return wait, nil
@@ -223,8 +160,12 @@ func (a *Agent) takeDue(ctx, working context.Context, s *site, work *sync.WaitGr
 	return 0, nil
 }
 
-// hurried returns up to n users whom somebody waits for.
+// hurried returns up to n users whom somebody waits for. At every fourth call
+// there are none: whoever is merely due has his turn, too.
 func (s *site) hurried(n int) (users []string) {
+	if s.takes++; s.takes%4 == 0 {
+		return nil
+	}
 	for len(users) < n {
 		select {
 		case user := <-s.express:
@@ -237,16 +178,14 @@ func (s *site) hurried(n int) (users []string) {
 }
 
 // watch wakes the keepers when the registry was changed by another process, or
-// the clock was set, and takes over from processes that were killed.
-func (a *Agent) watch(ctx context.Context) {
-	const lookForDead = 30 * time.Second
+// the clock was set, and tells when it was set back.
+func (a *Agent) watch(ctx context.Context, setBack chan<- struct{}) {
 	ticks := time.NewTicker(a.options.Poll)
 	defer ticks.Stop()
 	began, clock := time.Now(), a.options.Now().Round(0)
-	looked := began
 	var offset time.Duration // of the clock, from where it should be
 	var version int64
-	ailing, setBack := false, false
+	failed := false
 	for {
 		a.watcher.wait(func() {
 			select {
@@ -257,42 +196,27 @@ func (a *Agent) watch(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		var errs []error
 		now, err := a.options.Registry.Version(ctx)
-		errs = append(errs, err)
 		if err == nil && now != version {
 			version = now
-			errs = append(errs, a.follow(ctx))
+			err = a.follow(ctx)
 			a.wakeWaiting("")
 			a.wakeKeepers()
 		}
+		failed = a.noteTrouble(ctx, failed, err)
 		// Sleeping goes by a clock that nobody sets.
 		is := a.options.Now().Round(0).Sub(clock) - time.Since(began)
 		if step := is - offset; step > clockStep || step < -clockStep {
 			a.options.Log.Warn("the clock was set", "by", step.Round(time.Second).String())
-			setBack = setBack || step < 0
+			if step < 0 {
+				select {
+				case setBack <- struct{}{}:
+				default: // said already
+				}
+			}
 			a.wakeKeepers()
 		}
 		offset = is
-		if setBack {
-			err := a.spread(ctx, true)
-			errs = append(errs, err)
-			setBack = err != nil
-			a.wakeKeepers()
-		}
-		if time.Since(looked) >= lookForDead {
-			looked = time.Now()
-			errs = append(errs, a.reclaim(ctx), a.tidy(ctx))
-		}
-		failed := ailing
-		err = errors.Join(errs...)
-		switch ailing = err != nil; {
-		case ctx.Err() != nil:
-		case ailing:
-			a.registryFailed("watch", err)
-		case failed:
-			a.registryWorks()
-		}
 	}
 }
 

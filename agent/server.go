@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -23,6 +22,7 @@ type site struct {
 
 	kick    chan struct{} // has room for one: look again what is due
 	express chan string   // users whom somebody waits for
+	takes   int           // the keeper's
 	pulse   pulse
 }
 
@@ -101,7 +101,7 @@ func (s *site) enterToo(ctx context.Context) (*place, bool) {
 	return nil, false
 }
 
-// exit gives the place back; so does done.
+// exit frees the connection, and returns the leave unless its result was told.
 func (p *place) exit() {
 	if !p.used {
 		p.site.circuit.giveBack(p.leave)
@@ -182,7 +182,8 @@ func (a *Agent) remember(ctx context.Context) error {
 	return err
 }
 
-// follow probes at once what another process has found to work.
+// follow probes a server at once if our note of its open circuit is gone:
+// another process has found it to work.
 func (a *Agent) follow(ctx context.Context) error {
 	var noted []*site
 	for _, s := range a.sites {
@@ -204,20 +205,6 @@ func (a *Agent) follow(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// tidy takes back what processes have noted that have ended since: the server
-// has worked here after they found it to fail, and nobody has probed it when it
-// was time.
-func (a *Agent) tidy(ctx context.Context) error {
-	known, err := a.options.Registry.Circuits(ctx)
-	errs := []error{err}
-	for _, c := range known {
-		if s, ok := a.sites[c.Server]; ok && a.options.Now().After(c.ProbeAt) && s.circuit.workedSince(c.Since) {
-			errs = append(errs, a.options.Registry.CloseCircuit(ctx, c.Server))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // pulse tells whether a loop is turning.

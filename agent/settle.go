@@ -81,9 +81,10 @@ func (a *Agent) work(ctx context.Context, p *place, owner string, reg registry.R
 	}
 	a.observe(key.Server, verdict, err, took)
 	record := a.conclude(reg, verdict, outcome, err)
-	if servers {
-		// Not the registration's fault. It goes behind those who are due, so
-		// that the next probe is another's.
+	// A failure of the server's is not the registration's fault. It goes behind
+	// those who are due, so that the next probe is another's. But if others got
+	// through since this one failed in the same way, it is his after all.
+	if odd := turned == opened && reg.Error != nil && reg.Error.Kind == string(imapmeta.Server); servers && !odd {
 		record.Uncounted, record.NextAt = true, a.options.Now()
 	}
 	if unanswered(change, err) {
@@ -95,9 +96,7 @@ func (a *Agent) work(ctx context.Context, p *place, owner string, reg registry.R
 		result.Err = fmt.Errorf("%w; look again after %s", ErrDoubt, after.Format(time.RFC3339))
 		record.Failure = &registry.Failure{Kind: string(imapmeta.Retry), Message: result.Err.Error()}
 	}
-	if !reg.ExpiresAt.IsZero() && reg.ExpiresAt.Before(record.NextAt) {
-		record.NextAt = reg.ExpiresAt // whatever became of it, it expires in time
-	}
+	record.NextAt = nextLook(reg, record.NextAt)
 	return a.record(ctx, owner, record, result), turned
 }
 
@@ -122,7 +121,7 @@ func (a *Agent) claim(ctx context.Context, key registry.Key, owner string, timeo
 		if err != nil {
 			return reg, false, err
 		}
-		if found && settledSince(reg, asked) {
+		if found && settledSince(reg, asked, a.options.Now()) {
 			return reg, false, nil
 		}
 		now := a.options.Now()
@@ -137,6 +136,9 @@ func (a *Agent) claim(ctx context.Context, key registry.Key, owner string, timeo
 		case registry.Missing:
 			return reg, false, ErrNotRegistered
 		case registry.Taken:
+			if settledSince(unclaimed(reg), asked, a.options.Now()) { // between our look and our claim
+				return reg, false, a.giveBack(ctx, owner, reg)
+			}
 			return reg, true, nil
 		}
 		if a.dead(reg.ClaimedBy) {
@@ -156,11 +158,38 @@ func (a *Agent) claim(ctx context.Context, key registry.Key, owner string, timeo
 	}
 }
 
+// giveBack ends a claim that there was nothing to do for, with the row as
+// whoever settled it has left it.
+func (a *Agent) giveBack(ctx context.Context, owner string, reg registry.Registration) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTime)
+	defer cancel()
+	res := registry.Result{Key: reg.Key(), Revision: reg.Revision, State: reg.State, DoubtUntil: reg.DoubtUntil,
+		NextAt: nextLook(reg, a.options.Now().Add(a.verifyAfter()))}
+	_, err := a.options.Registry.Record(ctx, owner, res)
+	return err
+}
+
+// nextLook is when to look again, if not at a time: whatever became of it, a
+// registration expires in time.
+func nextLook(reg registry.Registration, at time.Time) time.Time {
+	if !reg.ExpiresAt.IsZero() && reg.ExpiresAt.Before(at) {
+		return reg.ExpiresAt
+	}
+	return at
+}
+
+// unclaimed is the row as if we had not claimed it.
+func unclaimed(reg registry.Registration) registry.Registration {
+	reg.ClaimedBy = ""
+	return reg
+}
+
 // settledSince reports whether the entry was found or made what it should be
-// since then, and nothing is left to be done.
-func settledSince(reg registry.Registration, asked time.Time) bool {
+// between asked and now, and nothing is left to be done. A later time is from
+// before the clock was set back.
+func settledSince(reg registry.Registration, asked, now time.Time) bool {
 	return reg.State == registry.Registered && reg.Wanted == registry.Present && reg.Error == nil && reg.ClaimedBy == "" &&
-		reg.VerifiedAt.After(asked)
+		reg.VerifiedAt.After(asked) && !reg.VerifiedAt.After(now)
 }
 
 // conclude says what shall be recorded of a look at reg.

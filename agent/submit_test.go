@@ -233,3 +233,41 @@ func TestAwaitDoesNotWaitForAServerThatFailsForEverybody(t *testing.T) {
 		}
 	})
 }
+
+// Who is at work may have read the entry before the verification was asked for.
+func TestVerificationAskedForDuringWorkIsDoneAfterIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, time.Now)
+		h.box.wrote = takes(2 * time.Second) // the answer takes its time
+		a := h.agent()
+		h.run(a)
+		submit(t, a, register("alice"))
+		time.Sleep(time.Second)
+		h.box.set("alice", imapmeta.Absent) // somebody removes it after it was written
+		got := <-await(t.Context(), a, submit(t, a, verify("alice")))
+		if got.err != nil || got.reg.State != registry.Registered {
+			t.Errorf("%+v", got)
+		}
+		time.Sleep(time.Minute)
+		h.box.holds(t, "alice", "user=alice")
+	})
+}
+
+// Impatient callers come in as fast as logins are allowed, for ever.
+func TestThoseWhoAreMerelyDueHaveTheirTurnBesideThoseWhomSomebodyWaitsFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, time.Now)
+		a := h.agent(func(o *Options) { o.Servers[0].LoginsPerSecond = 5 })
+		h.run(a)
+		names := users("a.test", 200)
+		for _, name := range names { // more than can be done at once
+			submit(t, a, register(name))
+		}
+		h.intend(a.options.Registry, "patient")
+		for i := range 600 {
+			submit(t, a, register(names[i%len(names)]))
+			time.Sleep(time.Second / 6)
+		}
+		h.box.holds(t, "patient", "user=patient")
+	})
+}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 
@@ -19,7 +20,11 @@ func (a *Agent) tell(s *site, before registry.Registration, result Result, turne
 		log.Error("server fails for everybody, nobody else is tried", "err", result.Err, "hint", hint(result.Err), "probe", entry.ProbeAt)
 		return
 	case reopened:
-		log.Info("server still fails for everybody", "err", result.Err, "since", entry.Since, "probe", entry.ProbeAt)
+		level := slog.LevelDebug
+		if entry.Failures&(entry.Failures-1) == 0 { // 2, 4, 8 and so on: it may take days
+			level = slog.LevelInfo
+		}
+		log.Log(context.Background(), level, "server still fails for everybody", "err", result.Err, "since", entry.Since, "tries", entry.Failures, "probe", entry.ProbeAt)
 		return
 	case closed:
 		log.Info("server works again")
@@ -29,6 +34,10 @@ func (a *Agent) tell(s *site, before registry.Registration, result Result, turne
 		return
 	}
 	log = log.With("user", before.User)
+	if errors.Is(result.Err, ErrLate) {
+		log.Warn("took too long, looking again", "err", result.Err)
+		return
+	}
 	now := result.Registration
 	switch {
 	case result.Err == nil && now == nil:
@@ -40,6 +49,7 @@ func (a *Agent) tell(s *site, before registry.Registration, result Result, turne
 	case result.Verdict == Conflict:
 	case result.Err == nil && before.State == registry.Registered && result.Verdict != Unchanged:
 		log.Warn("the entry had drifted, mended", "entry", string(result.Verdict))
+	case now.Revision > before.Revision: // asked for something else meanwhile: that will be told
 	case result.Err == nil && (before.State != now.State || before.Error != nil):
 		log.Info("settled", "state", string(now.State), "entry", string(result.Verdict))
 	case result.Err == nil:
@@ -53,12 +63,12 @@ func (a *Agent) tell(s *site, before registry.Registration, result Result, turne
 // registryTrouble reports whether the work could not be recorded. No row
 // after a failure means that, too, unless the user was given up.
 func registryTrouble(result Result) bool {
-	for _, trouble := range []error{registry.ErrFull, registry.ErrBusy, registry.ErrPermission, registry.ErrCorrupt, ErrLate} {
+	for _, trouble := range []error{registry.ErrFull, registry.ErrBusy, registry.ErrPermission, registry.ErrCorrupt} {
 		if errors.Is(result.Err, trouble) {
 			return true
 		}
 	}
-	return result.Err != nil && result.Registration == nil && !errors.Is(result.Err, imapmeta.ErrNoUser)
+	return result.Err != nil && result.Registration == nil && !errors.Is(result.Err, imapmeta.ErrNoUser) && !errors.Is(result.Err, ErrLate)
 }
 
 // hint returns what an admin can do about a failure.
