@@ -129,9 +129,12 @@ func listenUnix(path string, mode fs.FileMode) (net.Listener, *socket, error) {
 	case info.Mode()&fs.ModeSocket == 0:
 		return nil, nil, fmt.Errorf("%w: %s is there and is no socket; remove it or choose another name", errConfig, path)
 	default:
-		if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		conn, err := net.DialTimeout("unix", path, time.Second)
+		if err == nil {
 			conn.Close()
-			return nil, nil, fmt.Errorf("%w: another process answers on %s: is dovepush serve running already?", errUnavailable, path)
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) { // which it is if nobody listens; a busy listener gives EAGAIN
+			return nil, nil, fmt.Errorf("%w: another process listens on %s: is dovepush serve running already?", errUnavailable, path)
 		}
 	}
 	// In a directory of our own, as bind gives it what the umask leaves.

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -26,10 +27,13 @@ import (
 // address is where the service says that it listens.
 func (r *running) address(name string) string {
 	r.t.Helper()
-	found := regexp.MustCompile(`msg=listening for=` + name + ` on=(\S+)`).FindStringSubmatch(r.log.String())
-	if found == nil {
-		r.t.Fatalf("it does not say where it listens for %s\n%s", name, r.log)
-	}
+	var found []string
+	eventually(r.t, "where it listens for "+name, func() error { // the log comes on its own way
+		if found = regexp.MustCompile(`msg=listening for=` + name + ` on=(\S+)`).FindStringSubmatch(r.log.String()); found == nil {
+			return errNotYet
+		}
+		return nil
+	})
 	return found[1]
 }
 
@@ -208,5 +212,35 @@ func TestSocketsThatAreNotOursAreRefused(t *testing.T) {
 	cmd.Wait()
 	if code := cmd.ProcessState.ExitCode(); code != exitConfig || !strings.Contains(log.String(), `named "web"`) {
 		t.Errorf("exit status %d\n%s", code, log)
+	}
+}
+
+// A service that cannot accept for the moment is still there.
+func TestSocketOfABusyServiceIsNotTakenOver(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "busy.sock")
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	if err := syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Listen(fd, 0); err != nil {
+		t.Fatal(err)
+	}
+	full := false
+	for range 8 { // nobody accepts
+		conn, err := net.Dial("unix", path)
+		if full = err != nil; full {
+			break
+		}
+		defer conn.Close()
+	}
+	if !full {
+		t.Fatal("this test needs a socket that cannot take another connection")
+	}
+	if l, _, err := listenUnix(path, 0o600); !errors.Is(err, errUnavailable) {
+		t.Errorf("%v, %v", l, err)
 	}
 }

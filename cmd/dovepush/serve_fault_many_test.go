@@ -173,7 +173,7 @@ func TestAWrongMasterPasswordIsTriedNowAndThen(t *testing.T) {
 		w.write("master.secret", "wrong\n")
 		w.more("[retry]\ninitial = \"200ms\"\nmax = \"1h\"\n")
 		w.due(names(due))
-		r := w.start()
+		r := w.start("--log-level", "debug")
 		refused := func() int { return strings.Count(s.Log(), "auth failed") }
 		eventually(t, "several tries", func() error {
 			if refused() < 6 {
@@ -183,7 +183,7 @@ func TestAWrongMasterPasswordIsTriedNowAndThen(t *testing.T) {
 		})
 		// The last one may not have been logged yet.
 		refusals := refused()
-		tries := regexp.MustCompile(`time=(\S+) level=(?:ERROR|INFO) msg="server (?:still )?fails for everybody.* probe=(\S+)`).FindAllStringSubmatch(r.log.String(), -1)
+		tries := regexp.MustCompile(`time=(\S+) level=(?:ERROR|INFO|DEBUG) msg="server (?:still )?fails for everybody.* probe=(\S+)`).FindAllStringSubmatch(r.log.String(), -1)
 		if refusals > len(tries)+1 {
 			t.Errorf("%d logins were refused, but the service says %d", refusals, len(tries))
 		}

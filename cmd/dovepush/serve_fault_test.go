@@ -702,7 +702,7 @@ func TestAnOutageOfAuthenticationDoesNotHideAWrongPassword(t *testing.T) {
 		w.write("config.toml", strings.Replace(w.read("config.toml"), `timeout = "20s"`, `timeout = "2s"`, 1))
 		w.more(impatient)
 		w.write("master.secret", "wrong\n")
-		r := w.start()
+		r := w.start("--log-level", "debug")
 		for _, u := range names(60) {
 			r.wish(ws, u, u)
 		}
