@@ -423,7 +423,7 @@ func TestRunTellsOfUsersWhoseServerIsNotConfigured(t *testing.T) {
 		stop := h.run(a)
 		time.Sleep(time.Second)
 		stop()
-		if lines := log.lines("not in the settings"); len(lines) != 1 || !strings.Contains(lines[0], "server=old users=1") {
+		if lines := log.lines("not in the settings"); len(lines) != 1 || !strings.Contains(lines[0], "server=old\n") {
 			t.Errorf("%q", lines)
 		}
 	})

@@ -103,15 +103,11 @@ func (a *Agent) spread(ctx context.Context, setBack bool) error {
 
 // findOrphans tells of registrations that nobody looks after.
 func (a *Agent) findOrphans(ctx context.Context) error {
-	counts, err := a.options.Registry.Counts(ctx)
-	orphans := make(map[string]int64)
-	for _, c := range counts {
-		if _, ok := a.sites[c.Server]; !ok {
-			orphans[c.Server] += c.N
+	servers, err := a.options.Registry.Servers(ctx)
+	for _, server := range servers {
+		if _, ok := a.sites[server]; !ok {
+			a.options.Log.Warn("nobody looks after the users of a server that is not in the settings", "server", server)
 		}
-	}
-	for server, n := range orphans {
-		a.options.Log.Warn("nobody looks after the users of a server that is not in the settings", "server", server, "users", n)
 	}
 	return err
 }

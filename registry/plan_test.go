@@ -18,6 +18,7 @@ func TestWhatIsAskedAllTheTimeWalksOverNoRowsInVain(t *testing.T) {
 	}{
 		"what is due":      {sqlDue, 4, []string{"SEARCH registrations USING INDEX " + due}},
 		"what is due next": {sqlNextDue, 3, []string{"SEARCH registrations USING INDEX registrations_due (server=? AND next_at>?)"}},
+		"servers":          {sqlServers, 0, []string{"SEARCH registrations USING COVERING INDEX registrations_state", "SEARCH registrations USING COVERING INDEX registrations_state (server>?)"}},
 		"what waits": {sqlBacklogs, 2, []string{
 			"SEARCH registrations USING COVERING INDEX registrations_due",
 			"SEARCH registrations USING COVERING INDEX registrations_due (server>?)",

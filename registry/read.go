@@ -93,6 +93,33 @@ func (r *Registry) Version(ctx context.Context) (int64, error) {
 	return version, nil
 }
 
+// sqlServers hops from server to server in an index.
+const sqlServers = `
+	WITH RECURSIVE servers (name) AS (
+		SELECT min(server) FROM registrations INDEXED BY registrations_state
+		UNION ALL
+		SELECT (SELECT min(server) FROM registrations INDEXED BY registrations_state WHERE server > name) FROM servers WHERE name IS NOT NULL)
+	SELECT name FROM servers WHERE name IS NOT NULL`
+
+// Servers returns the servers that have rows, in the order of their names. It
+// costs no more with a million rows than with one.
+func (r *Registry) Servers(ctx context.Context) ([]string, error) {
+	rows, err := r.readers.QueryContext(ctx, sqlServers)
+	if err != nil {
+		return nil, explain(r.path, "list servers", err)
+	}
+	defer rows.Close()
+	var servers []string
+	for rows.Next() {
+		var server string
+		if err := rows.Scan(&server); err != nil {
+			return nil, explain(r.path, "list servers", err)
+		}
+		servers = append(servers, server)
+	}
+	return servers, explain(r.path, "list servers", rows.Err())
+}
+
 // Count is how many rows of a server are in a state.
 type Count struct {
 	Server string

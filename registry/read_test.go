@@ -321,3 +321,19 @@ func TestVersionSeesTheChangeThoughAnotherCallerGaveUp(t *testing.T) {
 		}
 	}
 }
+
+func TestServersAreThoseThatHaveRows(t *testing.T) {
+	r, _ := fresh(t)
+	if got, err := r.Servers(t.Context()); len(got) > 0 || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	for _, server := range []string{"two", "one", "two", "ä"} {
+		for _, user := range []string{"a", "b"} {
+			intend(t, r, present(Key{user, server}, "v"))
+		}
+	}
+	got, err := r.Servers(t.Context())
+	if diff := cmp.Diff([]string{"one", "two", "ä"}, got); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+}
