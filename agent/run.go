@@ -35,7 +35,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	a.known.Store(true)
-	if err := a.remember(ctx); err != nil {
+	if err := a.remember(ctx); err != nil && ctx.Err() == nil {
 		a.registryFailed("circuit", err)
 	}
 	working, cancel := context.WithCancelCause(context.WithoutCancel(ctx))

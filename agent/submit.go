@@ -58,7 +58,8 @@ func (a *Agent) Await(ctx context.Context, submitted registry.Registration) (reg
 		case Worked(submitted, reg):
 			return reg, true, nil
 		}
-		if s, ok := a.sites[submitted.Server]; !ok || s.circuit.stopped() != nil {
+		// Whoever opened the circuit with this row has yet to record why.
+		if s, ok := a.sites[submitted.Server]; !ok || reg.ClaimedBy == "" && s.circuit.stopped() != nil {
 			return reg, true, nil
 		}
 		select {

@@ -227,6 +227,10 @@ func TestAwaitDoesNotWaitForAServerThatFailsForEverybody(t *testing.T) {
 			if got.err != nil || !got.found || got.reg.State != registry.Pending || got.took > time.Second {
 				t.Errorf("%s: %+v", user, got)
 			}
+			// Who was tried is told why; he is not shown half done.
+			if tried := user == "alice"; got.reg.ClaimedBy != "" || (got.reg.Error != nil) != tried || got.reg.Attempts != 0 {
+				t.Errorf("%s: %+v", user, got.reg)
+			}
 		}
 		if tried := h.box.updated(); !slices.Equal(tried, []string{"alice"}) {
 			t.Errorf("tried %q", tried)

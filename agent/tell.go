@@ -17,7 +17,7 @@ func (a *Agent) tell(s *site, before registry.Registration, result Result, turne
 	entry := s.circuit.entry(a.options.Now())
 	switch turned {
 	case opened:
-		log.Error("server fails for everybody, nobody else is tried", "err", result.Err, "hint", hint(result.Err), "probe", entry.ProbeAt)
+		log.Error("server fails for everybody, nobody else is tried", "err", result.Err, hint(result.Err), "probe", entry.ProbeAt)
 		return
 	case reopened:
 		level := slog.LevelDebug
@@ -71,11 +71,11 @@ func registryTrouble(result Result) bool {
 	return result.Err != nil && result.Registration == nil && !errors.Is(result.Err, imapmeta.ErrNoUser) && !errors.Is(result.Err, ErrLate)
 }
 
-// hint returns what an admin can do about a failure.
-func hint(err error) slog.Value {
+// hint returns what an admin can do about a failure; nothing, if it does not say.
+func hint(err error) slog.Attr {
 	var e *imapmeta.Error
-	if errors.As(err, &e) {
-		return slog.StringValue(e.Hint)
+	if errors.As(err, &e) && e.Hint != "" {
+		return slog.String("hint", e.Hint)
 	}
-	return slog.StringValue("")
+	return slog.Attr{}
 }
