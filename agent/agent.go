@@ -103,7 +103,8 @@ type Agent struct {
 	nonce   string        // tells agents of one name apart: who has the name of a claim's owner gets the claim
 	claims  atomic.Uint64 // numbers the claims: two of one agent must not share one
 	known   atomic.Bool   // what earlier processes have noted of the circuits was taken over
-	ailing  atomic.Bool   // the registry failed when it was last used by Run
+	ailing  atomic.Bool   // the registry failed when it was last used by Run or Submit
+	failed  atomic.Int64  // when it did, in Unix nanoseconds
 	watcher pulse
 	waiting waiting
 }

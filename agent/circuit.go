@@ -48,6 +48,7 @@ type circuit struct {
 	since     time.Time     // of the first of the failures
 	worked    time.Time     // when the server last did
 	noted     bool          // the registry has it as open
+	cued      time.Time     // when somebody else was last found to have reached it
 }
 
 func newCircuit(server string, delay func(failures int, refused bool) time.Duration) *circuit {
@@ -232,11 +233,15 @@ func (c *circuit) turnLocked() {
 }
 
 // probe lets the next user go alone at once, as somebody else has found the
-// server to work.
-func (c *circuit) probe() {
+// server to work; but not more often than each so often: our secret may be
+// another than his.
+func (c *circuit) probe(each time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.noted = false
+	if !c.cued.IsZero() && time.Since(c.cued) < each {
+		return
+	}
+	c.cued, c.noted = time.Now(), false
 	if c.breaker.IsOpen() {
 		c.halfOpenLocked()
 	}

@@ -153,7 +153,7 @@ func (a *Agent) takeDue(ctx, working context.Context, s *site, work *sync.WaitGr
 			defer s.wake()
 			defer p.exit()
 			result, turned := a.work(working, p, owner, reg)
-			a.tell(p.site, reg, result, turned)
+			a.tell(working, p.site, reg, result, turned)
 			a.wakeWaitingFor(reg.Key())
 		})
 	}

@@ -200,7 +200,7 @@ func (a *Agent) follow(ctx context.Context) error {
 	}
 	for _, s := range noted {
 		if !slices.ContainsFunc(known, func(c registry.Circuit) bool { return c.Server == s.Name }) {
-			s.circuit.probe()
+			s.circuit.probe(a.options.RetryInitial)
 			s.wake()
 		}
 	}

@@ -87,6 +87,9 @@ func (a *Agent) work(ctx context.Context, p *place, owner string, reg registry.R
 	if odd := turned == opened && reg.Error != nil && reg.Error.Kind == string(imapmeta.Server); servers && !odd {
 		record.Uncounted, record.NextAt = true, a.options.Now()
 	}
+	if stopped(ctx, err) { // nor is that we stop
+		record.Uncounted, record.NextAt, record.Failure = true, a.options.Now(), reg.Error
+	}
 	if unanswered(change, err) {
 		record.DoubtUntil = later(record.DoubtUntil, a.options.Now().Add(registry.Linger))
 	}
@@ -98,6 +101,11 @@ func (a *Agent) work(ctx context.Context, p *place, owner string, reg registry.R
 	}
 	record.NextAt = nextLook(reg, record.NextAt)
 	return a.record(ctx, owner, record, result), turned
+}
+
+// stopped reports whether the work was cancelled because Run ends.
+func stopped(ctx context.Context, err error) bool {
+	return err != nil && imapmeta.KindOf(err) == imapmeta.Retry && errors.Is(context.Cause(ctx), errStopping)
 }
 
 // observe tells the observer, if there is one.

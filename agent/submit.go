@@ -2,7 +2,9 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"sync"
+	"time"
 
 	"dovepush/registry"
 )
@@ -27,7 +29,14 @@ func (a *Agent) Submit(ctx context.Context, r Request) (registry.Registration, e
 			err = ErrNotRegistered
 		}
 	}
-	if err != nil {
+	switch {
+	case err == nil:
+		a.registryWorks()
+	case !errors.Is(err, ErrNotRegistered) && ctx.Err() == nil:
+		a.registryFailed("submit", err)
+		a.wakeKeepers() // should the registry be gone for good, they find that out
+		fallthrough
+	default:
 		return registry.Registration{}, err
 	}
 	if s, ok := a.sites[intent.Server]; ok {
@@ -135,9 +144,17 @@ func (a *Agent) registryFailed(op string, err error) {
 	if a.options.Observe != nil {
 		a.options.Observe.RegistryFailed(op)
 	}
+	a.failed.Store(time.Now().UnixNano())
 	if !a.ailing.Swap(true) {
 		a.options.Log.Error("registry cannot be used, trying again", "op", op, "err", err)
 	}
+}
+
+// Troubled reports whether the registry could not be used when it was last
+// tried, within the last half minute: who asks may be the one who keeps new
+// requests away, which alone would tell that it works again.
+func (a *Agent) Troubled() bool {
+	return a.ailing.Load() && time.Since(time.Unix(0, a.failed.Load())) < 30*time.Second
 }
 
 func (a *Agent) registryWorks() {

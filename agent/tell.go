@@ -12,7 +12,10 @@ import (
 // tell logs what Run has done, if it is news: that a registration's state or
 // the kind of its failure changed, that an entry had drifted, or that a server
 // began or ceased to fail for everybody. What goes on as before is not said.
-func (a *Agent) tell(s *site, before registry.Registration, result Result, turned turn) {
+func (a *Agent) tell(ctx context.Context, s *site, before registry.Registration, result Result, turned turn) {
+	if stopped(ctx, result.Err) {
+		return
+	}
 	log := a.options.Log.With("server", s.Name)
 	entry := s.circuit.entry(a.options.Now())
 	switch turned {

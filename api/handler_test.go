@@ -118,7 +118,11 @@ func TestWhatIsWrongOnOurSide(t *testing.T) {
 				got.holds(t, `"kind":"`+row.kind+`"`)
 			}
 		}
-		if log := s.log.String(); strings.Count(log, "level=ERROR") != len(requests) || strings.Count(log, "secret") < len(requests) {
+		said := len(requests)
+		if errors.Is(row.err, registry.ErrBusy) || errors.Is(row.err, registry.ErrFull) {
+			said = 2 // the agent has said it of what was submitted
+		}
+		if log := s.log.String(); strings.Count(log, "level=ERROR") != said || strings.Count(log, "secret") < len(requests) {
 			t.Errorf("log: %s", log)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"strings"
@@ -81,7 +82,11 @@ func (h *Handler) problemFor(r *http.Request, t target, err error) *problem {
 		h.options.Log.Debug("api: the client did not wait", "operation", t.operation.name, "user", t.user, "err", err)
 		return unavailable("The connection ended before the answer.")
 	}
-	h.options.Log.Error("api: request failed", "operation", t.operation.name, "user", t.user, "err", err)
+	level := slog.LevelError
+	if t.operation.submits && (errors.Is(err, registry.ErrFull) || errors.Is(err, registry.ErrBusy)) {
+		level = slog.LevelDebug // the agent says so once, not for each request
+	}
+	h.options.Log.Log(r.Context(), level, "api: request failed", "operation", t.operation.name, "user", t.user, "err", err)
 	return ours(err)
 }
 

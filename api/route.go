@@ -11,9 +11,10 @@ import (
 
 // operation is what a method does at a path.
 type operation struct {
-	name  string // for Options.Observe
-	open  bool   // needs no token
-	serve func(h *Handler, w *answer, r *http.Request, user string) error
+	name    string // for Options.Observe
+	open    bool   // needs no token
+	submits bool   // asks the agent for something
+	serve   func(h *Handler, w *answer, r *http.Request, user string) error
 }
 
 // unknown is where there is no operation.
@@ -29,12 +30,12 @@ func routes(path string) map[string]operation {
 	switch path {
 	case registrations + "/{user}":
 		return map[string]operation{
-			http.MethodPut:    {name: "register", serve: (*Handler).register},
-			http.MethodDelete: {name: "unregister", serve: (*Handler).unregister},
+			http.MethodPut:    {name: "register", submits: true, serve: (*Handler).register},
+			http.MethodDelete: {name: "unregister", submits: true, serve: (*Handler).unregister},
 			http.MethodGet:    {name: "get", serve: (*Handler).get},
 		}
 	case registrations + "/{user}/verify":
-		return map[string]operation{http.MethodPost: {name: "verify", serve: (*Handler).verify}}
+		return map[string]operation{http.MethodPost: {name: "verify", submits: true, serve: (*Handler).verify}}
 	case registrations:
 		return map[string]operation{http.MethodGet: {name: "list", serve: (*Handler).list}}
 	case "/v1/openapi.json":

@@ -18,7 +18,7 @@ const (
 // ops are the operations on the registry that are told apart when they fail:
 // the agent's and a scrape's.
 func ops() []string {
-	return []string{"take", "record", "watch", "circuit", opBacklog, opChanged, opCount, other}
+	return []string{"submit", "take", "record", "watch", "circuit", opBacklog, opChanged, opCount, other}
 }
 
 // What a scrape does with the registry.

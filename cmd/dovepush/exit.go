@@ -100,7 +100,7 @@ func exitCode(err error) int {
 		return exitOK
 	case errors.As(err, &usage):
 		return exitUsage
-	case is(agent.ErrStopped, agent.ErrLate, agent.ErrDoubt, agent.ErrOvertaken):
+	case is(agent.ErrStopped, agent.ErrLate, agent.ErrDoubt, agent.ErrOvertaken, errReplaced):
 		return exitTemporary
 	case errors.As(err, &setting), errors.As(err, &secret), is(errConfig, fs.ErrNotExist, syscall.ENOTDIR, registry.ErrNewer, registry.ErrForeign, registry.ErrCorrupt):
 		return exitConfig

@@ -59,5 +59,8 @@ func startOf(pid int) (string, error) {
 	if len(fields) < 20 {
 		return "", fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
 	}
+	if fields[0] == "Z" || fields[0] == "X" { // ended, and nobody has asked how
+		return "", fs.ErrNotExist
+	}
 	return fields[19], nil
 }

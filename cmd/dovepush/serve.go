@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -31,6 +32,9 @@ const (
 	closeTime = 5 * time.Second
 )
 
+// errReplaced: the registry's file is another one than when we started.
+var errReplaced = errors.New("stopped")
+
 // errReloaded ends a generation for the next.
 var errReloaded = errors.New("settings were read again")
 
@@ -41,6 +45,8 @@ type service struct {
 	metrics  *metrics.Metrics
 	now      atomic.Pointer[generation]
 	ready    atomic.Bool
+	deaf     atomic.Bool // systemd does not listen, which was said
+	refused  atomic.Bool // the newest settings
 }
 
 // generation is what a reload replaces: the settings and what was made of them.
@@ -103,7 +109,7 @@ func (s *service) run(ctx context.Context, a *app, hup <-chan os.Signal, doors *
 	all.Go(func() { s.report(ctx) })
 
 	s.ready.Store(true)
-	tellSystemd(s.log, "READY=1")
+	s.tell("READY=1")
 	s.log.Info("serving", "version", cmp.Or(version, built()), "pid", os.Getpid())
 	for ctx.Err() == nil {
 		select {
@@ -113,7 +119,7 @@ func (s *service) run(ctx context.Context, a *app, hup <-chan os.Signal, doors *
 		}
 	}
 	s.ready.Store(false)
-	tellSystemd(s.log, "STOPPING=1")
+	s.tell("STOPPING=1")
 	s.log.Info("stopping", "drain", drainTime.String())
 	stop() // who waits for an outcome is answered now
 	closing, cancel := context.WithTimeout(context.Background(), closeTime)
@@ -124,7 +130,10 @@ func (s *service) run(ctx context.Context, a *app, hup <-chan os.Signal, doors *
 		}
 	}
 	all.Wait()
-	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+	switch err := context.Cause(ctx); {
+	case errors.Is(err, fs.ErrNotExist): // nothing is wrong with the settings: a restart uses the new file
+		return fmt.Errorf("%w: %w", errReplaced, err)
+	case !errors.Is(err, context.Canceled):
 		return err
 	}
 	s.log.Info("stopped")
@@ -158,8 +167,8 @@ func (s *service) keep(ctx context.Context) error {
 
 // reload replaces the generation, unless something is wrong with the settings.
 func (s *service) reload(ctx context.Context, a *app) {
-	tellSystemd(s.log, reloading())
-	defer tellSystemd(s.log, "READY=1")
+	s.tell(reloading())
+	defer s.tell("READY=1")
 	old := s.now.Load()
 	next, err := func() (*generation, error) {
 		c, err := a.load()
@@ -170,6 +179,8 @@ func (s *service) reload(ctx context.Context, a *app) {
 	}()
 	if err != nil {
 		s.log.Error("the old settings stay, the new ones are wrong", "err", err)
+		s.refused.Store(true)
+		s.tell("STATUS=" + s.line(ctx))
 		return
 	}
 	for key, differs := range map[string]bool{
@@ -183,6 +194,7 @@ func (s *service) reload(ctx context.Context, a *app) {
 			s.log.Warn("a changed setting needs a restart", "key", key)
 		}
 	}
+	s.refused.Store(false)
 	s.now.Store(next)
 	old.end(errReloaded)
 	s.log.Info("settings read again")
@@ -289,6 +301,9 @@ func (s *service) isReady(ctx context.Context) error {
 	if _, err := s.registry.Version(ctx); err != nil {
 		s.log.Debug("not ready", "err", err)
 		return errors.New("the registry cannot be read")
+	}
+	if s.now.Load().agent.Troubled() {
+		return errors.New("the registry cannot be written")
 	}
 	return nil
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
@@ -277,4 +279,24 @@ func TestStatusTellsWhatTheServiceWaitsFor(t *testing.T) {
 		}
 		r.stop()
 	})
+}
+
+// systemd starts a service again that ended with 75, not one with 78.
+func TestServiceWhoseRegistryWasReplacedEndsForARestart(t *testing.T) {
+	w := newSite(t, onlyOne(t))
+	r := w.start()
+	r.ask(http.StatusOK, "PUT", "/v1/registrations/alice?wait=30s", "")
+	for _, name := range []string{"registry.db", "registry.db-wal", "registry.db-shm"} {
+		if err := os.Remove(filepath.Join(w.dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.ask(http.StatusInternalServerError, "PUT", "/v1/registrations/bob", "")
+	<-r.ended
+	if code := r.cmd.ProcessState.ExitCode(); code != exitTemporary {
+		t.Errorf("exit status %d\n%s", code, r.log)
+	}
+	r = w.start()
+	r.ask(http.StatusOK, "PUT", "/v1/registrations/bob?wait=30s", "")
+	r.stop()
 }

@@ -3,17 +3,16 @@ package main
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 )
 
-// tellSystemd reports a state to systemd, if it listens (sd_notify(3)).
-func tellSystemd(log *slog.Logger, state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
-		log.Warn("systemd does not listen", "err", err)
+// tell reports a state to systemd, if it listens (sd_notify(3)).
+func (s *service) tell(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil && !s.deaf.Swap(true) {
+		s.log.Warn("systemd does not listen", "err", err)
 	}
 }
 
@@ -35,11 +34,11 @@ func (s *service) report(ctx context.Context) {
 		ticks := time.NewTicker(watchdog / 2)
 		defer ticks.Stop()
 		feed = ticks.C
-		tellSystemd(s.log, daemon.SdNotifyWatchdog)
+		s.tell(daemon.SdNotifyWatchdog)
 	}
 	status := time.NewTicker(statusEvery)
 	defer status.Stop()
-	tellSystemd(s.log, "STATUS="+s.line(ctx))
+	s.tell("STATUS=" + s.line(ctx))
 	for {
 		select {
 		case <-ctx.Done():
@@ -49,9 +48,9 @@ func (s *service) report(ctx context.Context) {
 				s.log.Error("not healthy, leaving it to systemd's watchdog", "err", err)
 				continue
 			}
-			tellSystemd(s.log, daemon.SdNotifyWatchdog)
+			s.tell(daemon.SdNotifyWatchdog)
 		case <-status.C:
-			tellSystemd(s.log, "STATUS="+s.line(ctx))
+			s.tell("STATUS=" + s.line(ctx))
 		}
 	}
 }
@@ -75,6 +74,9 @@ func (s *service) line(ctx context.Context) string {
 	text := fmt.Sprintf("%d due, %d to be tried again", due, retrying)
 	if len(failing) > 0 {
 		text += "; failing for everybody: " + strings.Join(failing, ", ")
+	}
+	if s.refused.Load() {
+		text += "; the newest settings are wrong, see the log"
 	}
 	return text
 }
