@@ -64,9 +64,9 @@ type Options struct {
 	// Stopping is over when the service stops: who waits for an outcome is
 	// answered without it. Optional.
 	Stopping context.Context
-	// Observe is told of each request that was answered: which operation
-	// (register, unregister, verify, get, list, openapi, other), with which
-	// status, and how long it took. Optional.
+	// Observe is told of each request that was answered: which operation (one
+	// of Operations, or "other"), with which status, and how long it took.
+	// Optional.
 	Observe func(operation string, status int, took time.Duration)
 	// Log gets what went wrong on our side, once, in full. Optional.
 	Log *slog.Logger
@@ -83,6 +83,7 @@ const (
 // Handler answers the API's requests. It may be used by many goroutines at once.
 type Handler struct {
 	options Options
+	routes  map[string]map[string]operation
 	waiting chan struct{} // holds one for each request that waits
 }
 
@@ -103,14 +104,14 @@ func New(o Options) *Handler {
 	if o.Observe == nil {
 		o.Observe = func(string, int, time.Duration) {}
 	}
-	return &Handler{options: o, waiting: make(chan struct{}, maxWaiting)}
+	return &Handler{options: o, routes: routes(), waiting: make(chan struct{}, maxWaiting)}
 }
 
 // ServeHTTP answers one request.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	a := &answer{ResponseWriter: w}
-	t := find(r)
+	t := h.find(r)
 	defer func() {
 		if v := recover(); v != nil {
 			// net/http would write it to Server.ErrorLog, which is for what

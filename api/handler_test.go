@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -215,6 +216,7 @@ func TestObserve(t *testing.T) {
 			seen = append(seen, fmt.Sprint(operation, " ", status))
 		}
 	})
+	names := make(map[string]bool)
 	for _, row := range []struct{ method, path, want string }{
 		{"PUT", alice, "register 202"},
 		{"PUT", registrations + "/..", "register 400"},
@@ -230,6 +232,8 @@ func TestObserve(t *testing.T) {
 		{"GET", "/alice", "other 404"},
 		{"PATCH", alice, "other 405"},
 	} {
+		name, _, _ := strings.Cut(row.want, " ")
+		names[name] = true
 		s.ask(row.method, row.path, "")
 		s.client.CloseIdleConnections()
 		mu.Lock()
@@ -238,6 +242,9 @@ func TestObserve(t *testing.T) {
 		}
 		seen = nil
 		mu.Unlock()
+	}
+	if all := append(Operations(), other); len(all) != len(names) || slices.ContainsFunc(all, func(name string) bool { return !names[name] }) {
+		t.Errorf("Operations are %q; observed were %v", all, names)
 	}
 }
 

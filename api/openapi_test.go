@@ -43,7 +43,7 @@ func TestEveryRouteIsDocumentedAndTheReverse(t *testing.T) {
 			t.Errorf("%s %s: operationId %q", method, path, id)
 		}
 		ids[id] = true
-		route := routes(path)[strings.ToUpper(method)]
+		route := routes()[path][strings.ToUpper(method)]
 		if security, own := op["security"].([]any); route.open != (own && len(security) == 0) {
 			t.Errorf("%s %s: open %v, but security %v", method, path, route.open, op["security"])
 		}
@@ -53,17 +53,14 @@ func TestEveryRouteIsDocumentedAndTheReverse(t *testing.T) {
 	}
 	for path, methods := range documented {
 		slices.Sort(methods)
-		if routed := slices.Sorted(maps.Keys(routes(path))); !slices.Equal(routed, methods) {
+		if routed := slices.Sorted(maps.Keys(routes()[path])); !slices.Equal(routed, methods) {
 			t.Errorf("%s: routes has %v, openapi.json %v", path, routed, methods)
 		}
 	}
-	// The paths of the router, from its source: nothing else lists them.
-	source, err := os.ReadFile("route.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := strings.Count(string(source), "return map[string]operation{"); n != len(documented) {
-		t.Errorf("the router has %d paths, openapi.json %d", n, len(documented))
+	for path := range routes() {
+		if documented[path] == nil {
+			t.Errorf("%s is not in openapi.json", path)
+		}
 	}
 }
 

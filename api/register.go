@@ -16,25 +16,12 @@ func (h *Handler) register(w *answer, r *http.Request, user string) error {
 	if err != nil {
 		return err
 	}
-	wait, err := q.wait()
-	if err != nil {
-		return err
-	}
 	wish, err := readWish(w, r)
 	if err != nil {
 		return err
 	}
-	submitted, err := h.options.Agent.Submit(r.Context(), agent.Request{
+	return h.submit(w, r, q, overtaken, agent.Request{
 		Action: agent.Register, User: user, Identity: wish.identity, Expires: wish.expires, Force: wish.force})
-	if err != nil {
-		return err
-	}
-	o := h.outcome(r, submitted, wait)
-	if !o.found {
-		return overtaken
-	}
-	w.json(o.status(), o.reg)
-	return nil
 }
 
 // unregister is done when the row is gone, whether there was one or not.
@@ -47,24 +34,10 @@ func (h *Handler) unregister(w *answer, r *http.Request, user string) error {
 	if err != nil {
 		return err
 	}
-	wait, err := q.wait()
-	if err != nil {
-		return err
-	}
 	if err := noBody(r); err != nil {
 		return err
 	}
-	submitted, err := h.options.Agent.Submit(r.Context(), agent.Request{Action: agent.Unregister, User: user, Force: force})
-	if err != nil {
-		return err
-	}
-	o := h.outcome(r, submitted, wait)
-	if !o.found {
-		w.WriteHeader(http.StatusNoContent)
-		return nil
-	}
-	w.json(o.status(), o.reg)
-	return nil
+	return h.submit(w, r, q, nil, agent.Request{Action: agent.Unregister, User: user, Force: force})
 }
 
 func (h *Handler) verify(w *answer, r *http.Request, user string) error {
@@ -72,22 +45,32 @@ func (h *Handler) verify(w *answer, r *http.Request, user string) error {
 	if err != nil {
 		return err
 	}
+	if err := noBody(r); err != nil {
+		return err
+	}
+	return h.submit(w, r, q, notRegistered, agent.Request{Action: agent.Verify, User: user})
+}
+
+// submit hands a request to the agent, waits for as long as q says, and answers
+// with the row. That there is none any more is the problem gone; if gone is nil,
+// it is what was asked for.
+func (h *Handler) submit(w *answer, r *http.Request, q query, gone *problem, request agent.Request) error {
 	wait, err := q.wait()
 	if err != nil {
 		return err
 	}
-	if err := noBody(r); err != nil {
-		return err
-	}
-	submitted, err := h.options.Agent.Submit(r.Context(), agent.Request{Action: agent.Verify, User: user})
+	submitted, err := h.options.Agent.Submit(r.Context(), request)
 	if err != nil {
 		return err
 	}
-	o := h.outcome(r, submitted, wait)
-	if !o.found {
-		return notRegistered
+	switch o := h.outcome(r, submitted, wait); {
+	case o.found:
+		w.json(o.status(), o.reg)
+	case gone != nil:
+		return gone
+	default:
+		w.WriteHeader(http.StatusNoContent)
 	}
-	w.json(o.status(), o.reg)
 	return nil
 }
 

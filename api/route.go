@@ -17,8 +17,11 @@ type operation struct {
 	serve   func(h *Handler, w *answer, r *http.Request, user string) error
 }
 
+// other is the name of what is not counted apart.
+const other = "other"
+
 // unknown is where there is no operation.
-var unknown = operation{name: "other"}
+var unknown = operation{name: other}
 
 const registrations = "/v1/registrations"
 
@@ -26,28 +29,34 @@ const registrations = "/v1/registrations"
 //
 // http.ServeMux would do, but for user names: it cleans paths, so that "a//b"
 // or ".." would be redirected to somebody else.
-func routes(path string) map[string]operation {
-	switch path {
-	case registrations + "/{user}":
-		return map[string]operation{
+func routes() map[string]map[string]operation {
+	return map[string]map[string]operation{
+		registrations + "/{user}": {
 			http.MethodPut:    {name: "register", submits: true, serve: (*Handler).register},
 			http.MethodDelete: {name: "unregister", submits: true, serve: (*Handler).unregister},
 			http.MethodGet:    {name: "get", serve: (*Handler).get},
-		}
-	case registrations + "/{user}/verify":
-		return map[string]operation{http.MethodPost: {name: "verify", submits: true, serve: (*Handler).verify}}
-	case registrations:
-		return map[string]operation{http.MethodGet: {name: "list", serve: (*Handler).list}}
-	case "/v1/openapi.json":
-		return map[string]operation{http.MethodGet: {name: "openapi", serve: (*Handler).description}}
-	case "/healthz":
-		return map[string]operation{http.MethodGet: {name: "other", open: true, serve: (*Handler).health}}
-	case "/readyz":
-		return map[string]operation{http.MethodGet: {name: "other", open: true, serve: (*Handler).readiness}}
-	case "/metrics":
-		return map[string]operation{http.MethodGet: {name: "other", serve: (*Handler).metrics}}
+		},
+		registrations + "/{user}/verify": {http.MethodPost: {name: "verify", submits: true, serve: (*Handler).verify}},
+		registrations:                    {http.MethodGet: {name: "list", serve: (*Handler).list}},
+		"/v1/openapi.json":               {http.MethodGet: {name: "openapi", serve: (*Handler).description}},
+		"/healthz":                       {http.MethodGet: {name: other, open: true, serve: (*Handler).health}},
+		"/readyz":                        {http.MethodGet: {name: other, open: true, serve: (*Handler).readiness}},
+		"/metrics":                       {http.MethodGet: {name: other, serve: (*Handler).metrics}},
 	}
-	return nil
+}
+
+// Operations are the names that Options.Observe is told, but for "other",
+// sorted: for whoever counts requests by them.
+func Operations() (names []string) {
+	for _, methods := range routes() {
+		for _, op := range methods {
+			if op.name != other {
+				names = append(names, op.name)
+			}
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // target is where a request leads.
@@ -59,9 +68,9 @@ type target struct {
 }
 
 // find looks at method and path only.
-func find(r *http.Request) target {
+func (h *Handler) find(r *http.Request) target {
 	path, segment := pattern(rawPath(r.URL))
-	methods := routes(path)
+	methods := h.routes[path]
 	if methods == nil {
 		return target{operation: unknown, problem: notFound}
 	}

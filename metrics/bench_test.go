@@ -26,15 +26,15 @@ func BenchmarkUpdated(b *testing.B) {
 func BenchmarkScrape(b *testing.B) {
 	for _, n := range []int{1, 100} {
 		b.Run(fmt.Sprintf("servers=%d", n), func(b *testing.B) {
-			servers := make([]Server, n)
+			loads := make([]agent.Load, n)
 			counts := make([]registry.Count, n)
 			backlog := make([]Backlog, n)
 			for i := range n {
 				name := fmt.Sprintf("server-%d", i)
-				servers[i], counts[i], backlog[i] = Server{Name: name}, registry.Count{Server: name, State: registry.Registered, N: 1000}, Backlog{Server: name, Due: 1, Oldest: noon}
+				loads[i], counts[i], backlog[i] = agent.Load{Server: name}, registry.Count{Server: name, State: registry.Registered, N: 1000}, Backlog{Server: name, Due: 1, Oldest: noon}
 			}
 			m := New(still(func(o *Options) {
-				o.Servers = func() []Server { return servers }
+				o.Loads = func() []agent.Load { return loads }
 				o.Counts = func(context.Context) ([]registry.Count, error) { return counts, nil }
 				o.Backlog = func(context.Context) ([]Backlog, error) { return backlog, nil }
 			}))

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"dovepush/agent"
 	"dovepush/registry"
 )
 
@@ -27,8 +28,8 @@ func still(changes ...func(*Options)) Options {
 		Counts:  func(context.Context) ([]registry.Count, error) { return nil, nil },
 		Changed: func(context.Context) (int64, error) { return 1, nil },
 		Backlog: func(context.Context) ([]Backlog, error) { return nil, nil },
-		Servers: func() []Server {
-			return []Server{{Name: "main", MaxConnections: 16}, {Name: "old", MaxConnections: 4}}
+		Loads: func() []agent.Load {
+			return []agent.Load{{Server: "main", MaxConnections: 16}, {Server: "old", MaxConnections: 4}}
 		},
 		Now:        func() time.Time { return noon },
 		Version:    "1.2.3",

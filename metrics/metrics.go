@@ -20,14 +20,6 @@ import (
 // Backlog is what a server's registrations wait for.
 type Backlog = registry.Backlog
 
-// Server is how dovepush fares with a server at the moment.
-type Server struct {
-	Name           string // as in the configuration; names differ
-	InUse          int    // connections in use
-	MaxConnections int    // how many may be in use; 0: no bound
-	CircuitOpen    bool   // it fails for everybody, and nobody else is tried there
-}
-
 // Options says where the figures come from. All but Operations and Log must be
 // given. The functions are called by scrapes, not by New. Those that take a
 // context shall heed it; they are called by one scrape at a time.
@@ -39,8 +31,8 @@ type Options struct {
 	Changed func(ctx context.Context) (int64, error)
 	// Backlog tells, by server, what waits. A server may be missing.
 	Backlog func(ctx context.Context) ([]Backlog, error)
-	// Servers returns the configured servers.
-	Servers func() []Server
+	// Loads tells how the configured servers are being used.
+	Loads   func() []agent.Load
 	Now     func() time.Time
 	Version string // of dovepush
 	// Operations are those of the HTTP API that Requested tells apart.

@@ -135,8 +135,8 @@ func TestServersAreThereFromTheStart(t *testing.T) {
 
 func TestServersAreShownAsTheyAre(t *testing.T) {
 	scrape(t, New(still(func(o *Options) {
-		o.Servers = func() []Server {
-			return []Server{{Name: "main", InUse: 3, MaxConnections: 16, CircuitOpen: true}, {Name: "old"}}
+		o.Loads = func() []agent.Load {
+			return []agent.Load{{Server: "main", InUse: 3, MaxConnections: 16, CircuitOpen: true}, {Server: "old"}}
 		}
 		o.Backlog = func(context.Context) ([]Backlog, error) {
 			return []Backlog{

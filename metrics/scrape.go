@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"dovepush/agent"
 	"dovepush/registry"
 )
 
@@ -61,19 +62,19 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), readTime)
 	defer cancel()
 
-	servers := c.options.Servers()
-	for _, s := range servers {
-		c.introduce(s.Name)
-		ch <- gauge(c.shown.circuit, bit(s.CircuitOpen), s.Name)
-		ch <- gauge(c.shown.connections, float64(s.InUse), s.Name)
-		ch <- gauge(c.shown.connLimit, float64(s.MaxConnections), s.Name)
+	loads := c.options.Loads()
+	for _, l := range loads {
+		c.introduce(l.Server)
+		ch <- gauge(c.shown.circuit, bit(l.CircuitOpen), l.Server)
+		ch <- gauge(c.shown.connections, float64(l.InUse), l.Server)
+		ch <- gauge(c.shown.connLimit, float64(l.MaxConnections), l.Server)
 	}
 	backlog, known, ok := c.read(ctx)
 	if backlog != nil {
-		c.showBacklog(ch, servers, backlog)
+		c.showBacklog(ch, loads, backlog)
 	}
 	if ok {
-		c.showCount(ch, servers, known)
+		c.showCount(ch, loads, known)
 	}
 	for _, v := range c.vectors() {
 		v.Collect(ch)
@@ -90,10 +91,10 @@ func (m *Metrics) introduce(server string) {
 
 // showBacklog shows what waits, also on servers that are not configured any
 // more.
-func (m *Metrics) showBacklog(ch chan<- prometheus.Metric, servers []Server, backlog []Backlog) {
+func (m *Metrics) showBacklog(ch chan<- prometheus.Metric, loads []agent.Load, backlog []Backlog) {
 	byServer := make(map[string]Backlog)
-	for _, s := range servers {
-		byServer[s.Name] = Backlog{}
+	for _, l := range loads {
+		byServer[l.Server] = Backlog{}
 	}
 	for _, b := range backlog {
 		byServer[b.Server] = b
@@ -112,7 +113,7 @@ func (m *Metrics) showBacklog(ch chan<- prometheus.Metric, servers []Server, bac
 
 // showCount shows all states of the configured servers, and what else is in
 // the registry.
-func (m *Metrics) showCount(ch chan<- prometheus.Metric, servers []Server, known count) {
+func (m *Metrics) showCount(ch chan<- prometheus.Metric, loads []agent.Load, known count) {
 	if known.at.IsZero() {
 		ch <- gauge(m.shown.countedAt, 0)
 		return
@@ -123,9 +124,9 @@ func (m *Metrics) showCount(ch chan<- prometheus.Metric, servers []Server, known
 		state  registry.State
 	}
 	cells := make(map[cell]int64)
-	for _, s := range servers {
+	for _, l := range loads {
 		for _, state := range states() {
-			cells[cell{s.Name, state}] = 0
+			cells[cell{l.Server, state}] = 0
 		}
 	}
 	for _, c := range known.counts {

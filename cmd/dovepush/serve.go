@@ -169,6 +169,7 @@ func (s *service) keep(ctx context.Context) error {
 func (s *service) reload(ctx context.Context, a *app) {
 	s.tell(reloading())
 	defer s.tell("READY=1")
+	defer func() { s.tell("STATUS=" + s.line(ctx)) }() // else it would go on telling of settings that are mended
 	old := s.now.Load()
 	next, err := func() (*generation, error) {
 		c, err := a.load()
@@ -180,7 +181,6 @@ func (s *service) reload(ctx context.Context, a *app) {
 	if err != nil {
 		s.log.Error("the old settings stay, the new ones are wrong", "err", err)
 		s.refused.Store(true)
-		s.tell("STATUS=" + s.line(ctx))
 		return
 	}
 	for key, differs := range map[string]bool{
@@ -310,18 +310,13 @@ func (s *service) isReady(ctx context.Context) error {
 
 func (s *service) newMetrics() *metrics.Metrics {
 	return metrics.New(metrics.Options{
-		Counts:  s.registry.Counts,
-		Changed: s.registry.Version,
-		Backlog: s.registry.Backlogs,
-		Servers: func() (list []metrics.Server) {
-			for _, l := range s.now.Load().agent.Loads() {
-				list = append(list, metrics.Server{Name: l.Server, InUse: l.InUse, MaxConnections: l.MaxConnections, CircuitOpen: l.CircuitOpen})
-			}
-			return list
-		},
+		Counts:     s.registry.Counts,
+		Changed:    s.registry.Version,
+		Backlog:    s.registry.Backlogs,
+		Loads:      func() []agent.Load { return s.now.Load().agent.Loads() }, // of whichever is running
 		Now:        time.Now,
 		Version:    cmp.Or(version, built()),
-		Operations: []string{"register", "unregister", "verify", "get", "list", "openapi"},
+		Operations: api.Operations(),
 		Log:        s.log,
 	})
 }
