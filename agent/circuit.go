@@ -40,7 +40,7 @@ type circuit struct {
 
 	mu        sync.Mutex
 	breaker   circuitbreaker.CircuitBreaker[any]
-	turned    chan struct{} // closed, and made anew, when who waits should look again
+	changed   chan struct{} // closed, and made anew, when who waits should look again
 	epoch     int           // grows when the circuit turns: what began before tells nothing new
 	cause     error         // why it is open, or was
 	failures  int           // since the server last worked
@@ -52,7 +52,7 @@ type circuit struct {
 }
 
 func newCircuit(server string, delay func(failures int, refused bool) time.Duration) *circuit {
-	c := &circuit{server: server, delay: delay, turned: make(chan struct{})}
+	c := &circuit{server: server, delay: delay, changed: make(chan struct{})}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.halfOpenLocked()
@@ -71,7 +71,7 @@ func (c *circuit) admit(ctx context.Context) (leave, error) {
 			c.halfOpenLocked()
 		}
 		admitted := c.breaker.TryAcquirePermit()
-		l, turned, stopped := leave{c.epoch}, c.turned, c.stoppedLocked()
+		l, changed, stopped := leave{c.epoch}, c.changed, c.stoppedLocked()
 		c.mu.Unlock()
 		switch {
 		case admitted:
@@ -80,7 +80,7 @@ func (c *circuit) admit(ctx context.Context) (leave, error) {
 			return l, stopped
 		}
 		select {
-		case <-turned: // whoever went alone is back
+		case <-changed: // whoever went alone is back
 		case <-ctx.Done():
 			return l, context.Cause(ctx)
 		}
@@ -113,7 +113,7 @@ func (c *circuit) stoppedLocked() error {
 func (c *circuit) probeIn() (time.Duration, <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.breaker.RemainingDelay(), c.turned
+	return c.breaker.RemainingDelay(), c.changed
 }
 
 // turn is what a result made of a circuit.
@@ -196,8 +196,8 @@ func isLogin(err error) bool {
 // for refused logins may last longer than we wait.
 func isHung(err error) bool { return isLogin(err) && errors.Is(err, context.DeadlineExceeded) }
 
-// giveBack takes back a leave that was not used.
-func (c *circuit) giveBack(l leave) {
+// takeBack takes back a leave that was not used.
+func (c *circuit) takeBack(l leave) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.returnLocked(l)
@@ -228,8 +228,8 @@ func (c *circuit) openLocked(wait time.Duration) {
 
 func (c *circuit) turnLocked() {
 	c.epoch++
-	close(c.turned)
-	c.turned = make(chan struct{})
+	close(c.changed)
+	c.changed = make(chan struct{})
 }
 
 // probe lets the next user go alone at once, as somebody else has found the

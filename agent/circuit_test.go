@@ -282,7 +282,7 @@ func TestServerThatAnotherProcessFindsToWorkIsTriedAtOnce(t *testing.T) {
 		h.run(a)
 		time.Sleep(8 * time.Minute) // the next probe is minutes away
 		weather.now(nil)
-		if _, turned := a.sites["main"].circuit.probeIn(); turned == nil || len(h.circuits(cli.options.Registry)) != 1 {
+		if wait, _ := a.sites["main"].circuit.probeIn(); wait < time.Minute || len(h.circuits(cli.options.Registry)) != 1 {
 			t.Fatal("the circuit is not open")
 		}
 		// Whoever asks at the command line is tried whatever the registry says.
@@ -292,6 +292,37 @@ func TestServerThatAnotherProcessFindsToWorkIsTriedAtOnce(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		h.registered(cli.options.Registry, 21)
+	})
+}
+
+// Our password is wrong, somebody else's is right: what he does tells us to
+// try, but not again and again.
+func TestSuccessOfAnotherProcessBringsOneProbeForwardInAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHouse(t, time.Now)
+		h.box.reading = fails(errMaster)
+		a, theirs := h.agent(connections(4)), newMailbox()
+		h.intend(a.options.Registry, users("a.test", 50)...)
+		h.run(a)
+		time.Sleep(100 * time.Millisecond) // between two polls
+		const each, lasts = 10 * time.Second, 5 * time.Minute
+		for i := range int(lasts / each) {
+			time.Sleep(each)
+			cli := h.agent(func(o *Options) { o.Servers[0].Entries = theirs })
+			must(t, cli, register(fmt.Sprintf("u%d", i)), Added)
+			if list := h.circuits(cli.options.Registry); len(list) != 0 {
+				t.Fatalf("circuits %+v", list)
+			}
+		}
+		looks := h.box.looks()
+		if n, most := len(looks), 1+int(lasts/retryInitial); n < most-1 || n > most {
+			t.Errorf("%d logins were refused in %v, want %d at most, and hardly fewer", n, lasts, most)
+		}
+		for i, gap := range gaps(looks)[1:] { // the first follows what opened the circuit
+			if gap < retryInitial {
+				t.Errorf("probe %d came %v after the one before", i+2, gap)
+			}
+		}
 	})
 }
 

@@ -80,7 +80,7 @@ func (a *Agent) keep(ctx, working context.Context, s *site, work *sync.WaitGroup
 		if rest <= 0 {
 			continue
 		}
-		_, turned := s.circuit.probeIn()
+		_, changed := s.circuit.probeIn()
 		s.pulse.wait(func() {
 			timer := time.NewTimer(min(rest, maxSleep))
 			defer timer.Stop()
@@ -90,7 +90,7 @@ func (a *Agent) keep(ctx, working context.Context, s *site, work *sync.WaitGroup
 			}
 			select {
 			case <-kick:
-			case <-turned:
+			case <-changed:
 			case <-timer.C:
 			case <-ctx.Done():
 			}

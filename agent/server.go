@@ -104,7 +104,7 @@ func (s *site) enterToo(ctx context.Context) (*place, bool) {
 // exit frees the connection, and returns the leave unless its result was told.
 func (p *place) exit() {
 	if !p.used {
-		p.site.circuit.giveBack(p.leave)
+		p.site.circuit.takeBack(p.leave)
 	}
 	p.free()
 }
@@ -127,9 +127,9 @@ func (s *site) wake() {
 // Load is how a server is being used.
 type Load struct {
 	Server         string
-	InUse          int  // connections
-	MaxConnections int  // 0: no bound
-	CircuitOpen    bool // it fails for everybody
+	InUse          int  // connections in use
+	MaxConnections int  // how many may be in use at once; 0: no bound
+	CircuitOpen    bool // it fails for everybody, and nobody else is tried there
 }
 
 // Loads tells how the servers are being used, in the order of the options.
