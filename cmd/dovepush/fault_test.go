@@ -3,16 +3,13 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -101,65 +98,21 @@ func (w *site) entry(user, want string) {
 	}
 }
 
-// proxy stands between dovepush and Dovecot, and passes on no reply line that
-// begins with hold. It signals when it has one.
-func proxy(t *testing.T, to, hold string) (address string, held <-chan struct{}) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	seen := make(chan struct{}, 1)
-	var wg sync.WaitGroup
-	ctx, cancel := context.WithCancel(context.Background())
-	t.Cleanup(func() { cancel(); l.Close(); wg.Wait() })
-	wg.Go(func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			server, err := net.Dial("tcp", to)
-			if err != nil {
-				client.Close()
-				continue
-			}
-			context.AfterFunc(ctx, func() { client.Close(); server.Close() })
-			wg.Go(func() { io.Copy(server, client) })
-			wg.Go(func() {
-				replies := bufio.NewReader(server)
-				for {
-					line, err := replies.ReadString('\n')
-					if strings.HasPrefix(line, hold) {
-						seen <- struct{}{}
-						<-ctx.Done()
-						return
-					}
-					if _, err2 := io.WriteString(client, line); err != nil || err2 != nil {
-						client.Close()
-						return
-					}
-				}
-			})
-		}
-	})
-	return l.Addr().String(), seen
-}
-
 // Killed between the write and its record, dovepush still knows the value as
 // its own: another identity replaces it, and unregistering removes it.
 func TestKilledBetweenWriteAndRecordNothingIsForeign(t *testing.T) {
 	users := []dovecot.User{{Name: "alice", Password: "x"}, {Name: "bob", Password: "x"}, {Name: "carol", Password: "x"}, {Name: "dave", Password: "x"}}
 	dovecottest.Each(t, dovecot.Options{Users: users}, func(t *testing.T, s *dovecot.Server) {
 		w := newSite(t, s)
-		held, cut := proxy(t, s.IMAP, "T2 ")
+		address, h := holding(t, s.IMAP, "T2 ")
+		h.shut()
 		killIn := func(args ...string) {
-			w.settings(held)
+			w.settings(address)
 			cmd := w.command(args...)
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			<-cut // Dovecot has answered, dovepush has not heard it
+			<-h.held // Dovecot has answered, dovepush has not heard it
 			if err := cmd.Process.Kill(); err != nil {
 				t.Fatal(err)
 			}
@@ -234,7 +187,8 @@ func TestAnInterruptEndsTheWaitAndKeepsTheWish(t *testing.T) {
 	dovecottest.Each(t, dovecot.Options{Users: []dovecot.User{{Name: "alice", Password: "x"}}}, func(t *testing.T, s *dovecot.Server) {
 		for _, signal := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
 			w := newSite(t, s)
-			address, held := proxy(t, s.IMAP, "L1 ")
+			address, h := holding(t, s.IMAP, "L1 ")
+			h.shut()
 			w.settings(address)
 			cmd := w.command("register", "alice")
 			var out bytes.Buffer
@@ -242,7 +196,7 @@ func TestAnInterruptEndsTheWaitAndKeepsTheWish(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			<-held
+			<-h.held
 			cmd.Process.Signal(signal)
 			cmd.Wait()
 			if code := cmd.ProcessState.ExitCode(); code != 130 || out.String() != "dovepush: interrupted\n" {

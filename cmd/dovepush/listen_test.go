@@ -98,9 +98,7 @@ func TestAPIOverTCPNeedsTheTokenAndReloadsItWithTheCertificate(t *testing.T) {
 	}
 	second := w.certificate(2)
 	w.write("token", "second-token\n")
-	r.signal(syscall.SIGHUP)
-	r.told("RELOADING=1")
-	r.told("READY=1")
+	r.reload()
 	for token, want := range map[string]int{"first-token": 401, "second-token": 200} {
 		if status, serial := get(second, "/v1/registrations", token); status != want || serial != 2 {
 			t.Errorf("after the reload, token %q: %d, certificate %d", token, status, serial)

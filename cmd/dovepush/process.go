@@ -44,20 +44,30 @@ func (p process) knowsDead(name string) bool {
 	return errors.Is(err, fs.ErrNotExist) || err == nil && now != started
 }
 
-// startOf returns when a process started: field 22 of /proc/PID/stat, counted
-// behind the name, which may hold blanks and parentheses.
+// startOf returns when a process started; fs.ErrNotExist if it has ended.
 func startOf(pid int) (string, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	path := fmt.Sprintf("/proc/%d/stat", pid)
+	stat, err := os.ReadFile(path)
 	if err != nil {
 		return "", err
 	}
-	_, rest, _ := strings.Cut(string(stat), ") ")
+	started, err := startIn(string(stat))
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	return started, nil
+}
+
+// startIn finds it in /proc/PID/stat: field 22, counted behind the name, which
+// may hold blanks and parentheses. Field 3 tells whether the process has ended.
+func startIn(stat string) (string, error) {
+	_, rest, _ := strings.Cut(stat, ") ")
 	for strings.Contains(rest, ") ") {
 		_, rest, _ = strings.Cut(rest, ") ")
 	}
 	fields := strings.Fields(rest)
 	if len(fields) < 20 {
-		return "", fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
+		return "", fmt.Errorf("%d fields behind the name", len(fields))
 	}
 	if fields[0] == "Z" || fields[0] == "X" { // ended, and nobody has asked how
 		return "", fs.ErrNotExist

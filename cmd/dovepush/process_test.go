@@ -1,9 +1,13 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
 	"os/exec"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Only a process of this machine that has certainly ended is dead: its claims
@@ -42,8 +46,37 @@ func TestWhichProcessesAreKnownToBeDead(t *testing.T) {
 		}
 	}
 	in.Close()
+	// It has ended, and nobody has asked how: /proc has it still.
+	if err := unix.Waitid(unix.P_PID, running.pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	if !self.knowsDead(running.String()) {
+		t.Error("a zombie is not known to be dead")
+	}
 	child.Wait()
 	if !self.knowsDead(running.String()) {
 		t.Error("one that has ended is not known to be dead")
+	}
+}
+
+func TestStartOfAProcess(t *testing.T) {
+	const rest = " 1 7 7 0 -1 4194304 96 0 0 0 0 0 0 0 20 0 1 0 4711 2400256 225"
+	for stat, want := range map[string]struct {
+		started string
+		ended   bool
+	}{
+		"7 (cat) S" + rest:        {"4711", false},
+		"7 (cat) R" + rest:        {"4711", false},
+		"7 (a) Z (b c) D" + rest:  {"4711", false},
+		"7 (cat) Z" + rest:        {"", true},
+		"7 (cat) X" + rest:        {"", true},
+		"7 (a) S (b c) Z" + rest:  {"", true},
+		"7 (cat) S 1 7 7 0 -1 41": {"", false},
+		"":                        {"", false},
+	} {
+		started, err := startIn(stat)
+		if started != want.started || errors.Is(err, fs.ErrNotExist) != want.ended || (err == nil) != (started != "") {
+			t.Errorf("%q: %q, %v; want %+v", stat, started, err, want)
+		}
 	}
 }

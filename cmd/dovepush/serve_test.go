@@ -64,6 +64,32 @@ func TestServiceTellsSystemdHowItFares(t *testing.T) {
 	})
 }
 
+// Whatever NOTIFY_SOCKET names, users are served.
+func TestServiceRunsAlthoughSystemdDoesNotListen(t *testing.T) {
+	s := onlyOne(t)
+	for what, socket := range map[string]string{
+		"not there":         filepath.Join(t.TempDir(), "notify"),
+		"no socket":         s.Dir,
+		"nothing of a path": "nonsense",
+		"too long":          "/" + strings.Repeat("x", 200),
+	} {
+		t.Run(what, func(t *testing.T) {
+			w := newSite(t, s)
+			r := w.launchWith([]string{"NOTIFY_SOCKET=" + socket})
+			r.says("msg=serving", 1)
+			r.ask(http.StatusOK, "PUT", "/v1/registrations/alice?wait=30s", "")
+			w.entry("alice", "user=alice")
+			r.signal(syscall.SIGHUP)
+			r.says("settings read again", 1)
+			r.ask(http.StatusNoContent, "DELETE", "/v1/registrations/alice?wait=30s", "")
+			r.stop()
+			if n := strings.Count(r.log.String(), "systemd does not listen"); n != 1 {
+				t.Errorf("said %d times that systemd does not listen", n)
+			}
+		})
+	}
+}
+
 func TestServiceFeedsTheWatchdog(t *testing.T) {
 	t.Setenv("WATCHDOG_USEC", "200000")
 	w := newSite(t, onlyOne(t))
@@ -87,10 +113,11 @@ func TestReloadTakesNewSettingsAndKeepsTheOldOnesIfTheyAreWrong(t *testing.T) {
 	r.ask(http.StatusOK, "PUT", "/v1/registrations/alice?wait=30s", "")
 	good := w.read("config.toml")
 
+	const refused = "the newest settings are wrong"
 	w.write("config.toml", "identity = \"{user}@new\"\n"+good)
-	r.signal(syscall.SIGHUP)
-	r.told("RELOADING=1")
-	r.told("READY=1")
+	if status := r.reload(); len(status) == 0 || strings.Contains(status[len(status)-1], refused) {
+		t.Errorf("systemd was told %q", status)
+	}
 	r.ask(http.StatusOK, "PUT", "/v1/registrations/bob?wait=30s", "")
 	w.entry("bob", "user=bob@new")
 
@@ -101,9 +128,9 @@ func TestReloadTakesNewSettingsAndKeepsTheOldOnesIfTheyAreWrong(t *testing.T) {
 		"no TOML":                    "[[[",
 	} {
 		w.write("config.toml", text)
-		r.signal(syscall.SIGHUP)
-		r.told("RELOADING=1")
-		r.told("READY=1")
+		if status := r.reload(); len(status) == 0 || !strings.Contains(status[len(status)-1], refused) {
+			t.Errorf("%s: systemd was told %q", what, status)
+		}
 		r.ask(http.StatusOK, "PUT", "/v1/registrations/alice?wait=30s", "")
 		w.entry("alice", "user=alice@new")
 		wrong++
@@ -116,9 +143,9 @@ func TestReloadTakesNewSettingsAndKeepsTheOldOnesIfTheyAreWrong(t *testing.T) {
 		r.ask(http.StatusNoContent, "DELETE", "/v1/registrations/alice?wait=30s", "")
 	}
 	w.write("config.toml", strings.Replace(good, "api.sock", "other.sock", 1))
-	r.signal(syscall.SIGHUP)
-	r.told("RELOADING=1")
-	r.told("READY=1")
+	if status := r.reload(); len(status) == 0 || strings.Contains(status[len(status)-1], refused) {
+		t.Errorf("systemd was told %q", status)
+	}
 	eventually(t, "the setting that needs a restart is named", func() error {
 		if !strings.Contains(r.log.String(), `needs a restart" key=api.listen`) {
 			return errNotYet
@@ -134,12 +161,13 @@ func TestReloadTakesNewSettingsAndKeepsTheOldOnesIfTheyAreWrong(t *testing.T) {
 func TestReloadDoesNotWaitForWhatHangs(t *testing.T) {
 	s := onlyOne(t)
 	w := newSite(t, s)
-	address, held := proxy(t, s.IMAP, "* METADATA")
+	address, h := holding(t, s.IMAP, "* METADATA")
+	h.shut()
 	w.settings(address)
 	w.write("config.toml", strings.Replace(w.read("config.toml"), "[server.auth]", "max_connections = 1\n[server.auth]", 1))
 	r := w.start()
 	r.ask(http.StatusAccepted, "PUT", "/v1/registrations/bob", "")
-	<-held
+	<-h.held
 	done := make(chan string, 1)
 	go func() {
 		_, answer, _ := r.request("PUT", "/v1/registrations/alice?wait=15s", "")
@@ -168,9 +196,7 @@ func TestSecretsAreReadAgainAtReload(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.write("master.secret", "changed\n")
-	r.signal(syscall.SIGHUP)
-	r.told("RELOADING=1")
-	r.told("READY=1")
+	r.reload()
 	r.ask(http.StatusOK, "PUT", "/v1/registrations/bob?wait=30s", "")
 	w.entry("bob", "user=bob")
 	if log := r.log.String(); strings.Contains(log, "fails for everybody") || strings.Contains(log, "changed\"") {

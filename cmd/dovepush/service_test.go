@@ -77,6 +77,12 @@ func (w *site) start(args ...string) *running {
 // launch starts the service, and ends it with the test.
 func (w *site) launch(args ...string) *running {
 	w.t.Helper()
+	return w.launchWith(nil, args...)
+}
+
+// launchWith is launch with more, or other, environment variables.
+func (w *site) launchWith(env []string, args ...string) *running {
+	w.t.Helper()
 	if !strings.Contains(w.read("config.toml"), "[api]") {
 		w.more(fmt.Sprintf("[api]\nlisten = \"unix:%s\"\n", w.socket()))
 	}
@@ -93,6 +99,7 @@ func (w *site) launch(args ...string) *running {
 	}}
 	r.cmd = exec.Command("dovepush", append([]string{"serve"}, args...)...)
 	r.cmd.Env = append(os.Environ(), "DOVEPUSH_CONFIG="+filepath.Join(w.dir, "config.toml"), "NOTIFY_SOCKET="+notify.LocalAddr().String())
+	r.cmd.Env = append(r.cmd.Env, env...) // of equal names the last counts
 	r.cmd.Stderr, r.cmd.Stdout = r.log, r.log
 	if err := r.cmd.Start(); err != nil {
 		w.t.Fatal(err)
@@ -138,6 +145,34 @@ func (r *running) told(want string) string {
 			r.t.Fatalf("the service ended before it said %s: %v\n%s", want, r.err, r.log)
 		case <-limit:
 			r.t.Fatalf("the service never said %s\n%s", want, r.log)
+		}
+	}
+}
+
+// says waits until the service has logged a text so many times.
+func (r *running) says(text string, times int) {
+	r.t.Helper()
+	eventually(r.t, "the service says "+text, func() error {
+		if n := strings.Count(r.log.String(), text); n < times {
+			return fmt.Errorf("said %d times, want %d", n, times)
+		}
+		return nil
+	})
+}
+
+// reload has the service read its settings again, and returns the status lines
+// that it has told systemd meanwhile.
+func (r *running) reload() (status []string) {
+	r.t.Helper()
+	r.signal(syscall.SIGHUP)
+	r.told("RELOADING=1")
+	for {
+		state := r.told("")
+		if state == "READY=1" {
+			return status
+		}
+		if line, found := strings.CutPrefix(state, "STATUS="); found {
+			status = append(status, line)
 		}
 	}
 }
