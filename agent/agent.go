@@ -54,7 +54,7 @@ const (
 )
 
 // Options says what an Agent works with. All but Dead, Drain,
-// Poll, Observe and Log must be given.
+// Poll, RefusalPause, Observe and Log must be given.
 type Options struct {
 	Registry *registry.Registry
 	Servers  []Server
@@ -79,11 +79,14 @@ type Options struct {
 	Drain time.Duration
 	// Poll is how often Run looks whether another process has changed the
 	// registry, or the clock was set; 0: every 250 ms.
-	Poll    time.Duration
-	Observe Observer // optional
-	Now     func() time.Time
-	Random  func() float64 // in [0, 1)
-	Log     *slog.Logger
+	Poll time.Duration
+	// RefusalPause is how long a server is left alone after it refused a user,
+	// before another one is tried whom it has refused before; 0: 16 s.
+	RefusalPause time.Duration
+	Observe      Observer // optional
+	Now          func() time.Time
+	Random       func() float64 // in [0, 1)
+	Log          *slog.Logger
 }
 
 // Observer is told what an Agent does, for metrics. Its methods are called by
@@ -123,6 +126,9 @@ func New(o Options) (*Agent, error) {
 	}
 	if o.Poll == 0 {
 		a.options.Poll = 250 * time.Millisecond
+	}
+	if o.RefusalPause == 0 {
+		a.options.RefusalPause = refusalPause
 	}
 	for _, s := range o.Servers {
 		if s.Timeout <= 0 || s.Timeout > MaxTimeout {
@@ -182,6 +188,8 @@ var (
 	// ErrDoubt: the registration stays until its entry is certain to remain
 	// absent, and is looked at again then.
 	ErrDoubt = errors.New("the entry is absent now, but an earlier write that was not answered may still come through")
+	// ErrRefused: somebody else has just tried the user, in vain.
+	ErrRefused = errors.New("refused a moment ago")
 	// ErrIdentity: the identity cannot stand in a value.
 	ErrIdentity = imapmeta.ErrIdentity
 	// ErrUser: the user name must not be sent to Dovecot.
@@ -239,18 +247,23 @@ func (a *Agent) intent(ctx context.Context, r Request) (intent registry.Intent, 
 			intent.Identity = known.Identity
 		}
 	}
-	if intent.Identity == "" {
-		intent.Identity = a.options.Identity(r.User)
-	}
-	value, err := imapmeta.NewValue(intent.Identity)
-	if err != nil {
+	if err := a.complete(&intent); err != nil {
 		return intent, false, err
 	}
-	intent.Value = string(value)
 	if r.Expires > 0 {
 		intent.ExpiresAt = a.options.Now().Add(r.Expires)
 	}
 	return intent, true, nil
+}
+
+// complete adds to an intent what follows from its user and identity.
+func (a *Agent) complete(intent *registry.Intent) error {
+	if intent.Identity == "" {
+		intent.Identity = a.options.Identity(intent.User)
+	}
+	value, err := imapmeta.NewValue(intent.Identity)
+	intent.Value = string(value)
+	return err
 }
 
 // carryOut does what accept has taken down.
@@ -265,7 +278,7 @@ func (a *Agent) carryOut(ctx context.Context, t *task) Result {
 	case !t.goesToServer():
 		return a.look(ctx, t.key, result)
 	}
-	result = a.settle(ctx, t.key, t.asked)
+	result = a.settle(ctx, t.key, t.asked, manner{})
 	if errors.Is(result.Err, ErrNotRegistered) { // the row was there when the request was accepted
 		if result.Err = ErrOvertaken; t.Action == Unregister {
 			result.Verdict, result.Err = Removed, nil // that is what was asked for: a running service has done it

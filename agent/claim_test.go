@@ -213,7 +213,7 @@ func TestClaimIsGivenBackWheneverContextEnds(t *testing.T) {
 			}
 			for n := range 60 {
 				ctx := &endsAt{Context: t.Context(), n: n, done: make(chan struct{})}
-				a.settle(ctx, registry.Key{User: "alice", Server: "main"}, time.Now())
+				a.settle(ctx, registry.Key{User: "alice", Server: "main"}, time.Now(), manner{})
 				h.unclaimed(other)
 				if t.Failed() {
 					t.Fatalf("when the context ended at look %d", n)

@@ -73,10 +73,10 @@ func TestResultIsRecordedAlthoughTheWorkWasCancelled(t *testing.T) {
 		wrote   func(context.Context) error // after the entry was written and ctx cancelled
 		verdict Verdict
 		state   registry.State
-		kind    string
+		due     bool // at once, for it was no attempt that failed
 	}{
-		{"and succeeded", func(context.Context) error { return nil }, Added, registry.Registered, ""},
-		{"and did not come to its end", context.Context.Err, Deferred, registry.Pending, "retry"},
+		{"and succeeded", func(context.Context) error { return nil }, Added, registry.Registered, false},
+		{"and did not come to its end", context.Context.Err, Deferred, registry.Pending, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			h, _ := still(t)
@@ -89,12 +89,11 @@ func TestResultIsRecordedAlthoughTheWorkWasCancelled(t *testing.T) {
 			}
 			result := one(ctx, a, register("alice"))
 			reg, _ := h.row(other, "alice")
-			kind := ""
-			if reg.Error != nil {
-				kind = reg.Error.Kind
+			if result.Verdict != row.verdict || reg.State != row.state || reg.Error != nil || reg.NextAt.After(noon) == row.due || reg.Attempts != 0 {
+				t.Errorf("%s (%v), row %+v; want %s, %s, due: %t", result.Verdict, result.Err, reg, row.verdict, row.state, row.due)
 			}
-			if result.Verdict != row.verdict || reg.State != row.state || kind != row.kind || !reg.NextAt.After(noon) {
-				t.Errorf("%s (%v), row %+v; want %s, %s, kind %q", result.Verdict, result.Err, reg, row.verdict, row.state, row.kind)
+			if row.due == reg.DoubtUntil.IsZero() {
+				t.Errorf("in doubt until %v", reg.DoubtUntil)
 			}
 			if result.Registration == nil || result.Registration.State != row.state {
 				t.Errorf("the result tells of %+v", result.Registration)

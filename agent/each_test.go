@@ -150,8 +150,8 @@ func TestServerThatBeginsToFailForEverybodyStopsTheRest(t *testing.T) {
 				names := users("a.test", 20)
 				h.box.reading = func(ctx context.Context, user string) error {
 					switch i := slices.Index(names, user); {
-					case i >= 5:
-						return errMaster
+					case i >= 5: // once all who came before are through, or wait as well
+						return errors.Join(takes(time.Millisecond)(ctx, user), errMaster)
 					case i == 4: // succeeds after the others have failed
 						return takes(time.Second)(ctx, user)
 					}

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"sync"
 	"time"
+
+	"dovepush/registry"
 )
 
 const (
@@ -61,6 +63,11 @@ func (a *Agent) keep(ctx, working context.Context, s *site, work *sync.WaitGroup
 	for ctx.Err() == nil {
 		s.pulse.beat()
 		rest, err := a.takeDue(ctx, working, s, work)
+		if err == nil && rest > 0 {
+			var slow time.Duration
+			slow, err = a.takeRefused(ctx, working, s, work)
+			rest = min(rest, slow)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -108,6 +115,7 @@ func (a *Agent) takeDue(ctx, working context.Context, s *site, work *sync.WaitGr
 	switch {
 	case err != nil:
 		return 0, err
+	case len(s.express) > 0: // they may be in the slow lane, which NextDue passes over
 	case !some:
 		return maxSleep, nil
 	case next.After(a.options.Now()):
@@ -147,17 +155,21 @@ func (a *Agent) takeDue(ctx, working context.Context, s *site, work *sync.WaitGr
 		a.registryWorks()
 	}
 	for _, reg := range regs {
-		p := places[0]
+		a.workOn(working, work, places[0], owner, reg)
 		places = places[1:]
-		work.Go(func() {
-			defer s.wake()
-			defer p.exit()
-			result, turned := a.work(working, p, owner, reg)
-			a.tell(working, p.site, reg, result, turned)
-			a.wakeWaitingFor(reg.Key())
-		})
 	}
 	return 0, nil
+}
+
+// workOn has a claimed registration worked on at a place, which it leaves.
+func (a *Agent) workOn(working context.Context, work *sync.WaitGroup, p *place, owner string, reg registry.Registration) {
+	work.Go(func() {
+		defer p.site.wake()
+		defer p.exit()
+		result, turned := a.work(working, p, owner, reg, manner{})
+		a.tell(working, p.site, reg, result, turned)
+		a.wakeWaitingFor(reg.Key())
+	})
 }
 
 // hurried returns up to n users whom somebody waits for. At every fourth call

@@ -18,7 +18,7 @@ func BenchmarkRun(b *testing.B) {
 	const n, parallel = 2000, 16
 	var ran, bare time.Duration
 	for range b.N {
-		ran += sweep(b, n, parallel)
+		ran += runAll(b, n, parallel)
 		bare += claimAndRecord(b, n, parallel)
 	}
 	b.ReportMetric(float64(n*b.N)/ran.Seconds(), "users/s")
@@ -26,8 +26,8 @@ func BenchmarkRun(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// sweep returns how long Run takes to register n users.
-func sweep(b *testing.B, n, parallel int) time.Duration {
+// runAll returns how long Run takes to register n users.
+func runAll(b *testing.B, n, parallel int) time.Duration {
 	h := newHouse(b, time.Now)
 	a := h.agent(connections(parallel), func(o *Options) { o.Drain = time.Minute })
 	h.intend(a.options.Registry, users("a.test", n)...)

@@ -23,6 +23,7 @@ type site struct {
 	kick    chan struct{} // has room for one: look again what is due
 	express chan string   // users whom somebody waits for
 	takes   int           // the keeper's
+	refusal refusal
 	pulse   pulse
 }
 

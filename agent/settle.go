@@ -13,7 +13,7 @@ import (
 // settle claims a row and works on it. It does nothing on a server whose
 // circuit is open, nor if somebody else has settled the row since it was asked
 // for: a running service does what the command line has just written down.
-func (a *Agent) settle(ctx context.Context, key registry.Key, asked time.Time) Result {
+func (a *Agent) settle(ctx context.Context, key registry.Key, asked time.Time, m manner) Result {
 	owner := a.owner()
 	s, ok := a.sites[key.Server]
 	if !ok {
@@ -25,28 +25,39 @@ func (a *Agent) settle(ctx context.Context, key registry.Key, asked time.Time) R
 		return a.look(ctx, key, Result{User: key.User, Server: key.Server, Verdict: Deferred, Err: err})
 	}
 	defer p.exit()
-	reg, claimed, err := a.claim(ctx, key, owner, s.Timeout, asked)
+	reg, claimed, err := a.claim(ctx, key, owner, s.Timeout, asked, m)
 	switch {
 	case err != nil && ctx.Err() != nil: // the claim may have been made nevertheless
 		err = errors.Join(err, a.release(ctx, owner))
 		fallthrough
 	case err != nil:
 		return a.look(ctx, key, Result{User: key.User, Server: key.Server, Verdict: Deferred, Err: err})
+	case !claimed && reg.State == registry.Failed:
+		return refusedMeanwhile(reg)
 	case !claimed:
-		verdict := Unchanged
-		if !reg.WrittenAt.Before(asked) {
-			verdict = Added
-		}
-		return Result{User: key.User, Server: key.Server, Verdict: verdict, Registration: &reg}
+		return a.settled(reg, asked)
 	}
-	result, _ := a.work(ctx, p, owner, reg)
+	result, _ := a.work(ctx, p, owner, reg, m)
 	return result
 }
 
-// work makes the entry of a claimed registration what it should be, and is the
-// only way to do so: it looks at the entry, does what decide says, and records
+// work makes the entry of a claimed registration what it should be, by exchange,
+// which is the only way to do so: it looks at the entry, does what decide says, and records
 // what came of it. It also tells what that made of the server's circuit.
-func (a *Agent) work(ctx context.Context, p *place, owner string, reg registry.Registration) (Result, turn) {
+func (a *Agent) work(ctx context.Context, p *place, owner string, reg registry.Registration, m manner) (Result, turn) {
+	record, result, turned := a.exchange(ctx, p, reg, m)
+	return a.record(ctx, owner, record, result), turned
+}
+
+// manner is how work is done.
+type manner struct {
+	forget bool // who is to be unregistered, and unknown to Dovecot, is forgotten
+	share  bool // whom somebody else has tried in vain is not tried again
+}
+
+// exchange is what of work is done with the server, for a sweep records many
+// results at once. What it returns must be recorded.
+func (a *Agent) exchange(ctx context.Context, p *place, reg registry.Registration, m manner) (registry.Result, Result, turn) {
 	key, s := reg.Key(), p.site
 	w := wish{
 		present: reg.Wanted == registry.Present,
@@ -80,7 +91,12 @@ func (a *Agent) work(ctx context.Context, p *place, owner string, reg registry.R
 		result.Conflict = foreign(outcome.Had)
 	}
 	a.observe(key.Server, verdict, err, took)
+	a.notePenalty(ctx, s, took, err)
 	record := a.conclude(reg, verdict, outcome, err)
+	if m.forget && reg.Wanted == registry.Absent && errors.Is(err, imapmeta.ErrNoUser) {
+		record.Gone = true
+		result.Verdict, result.Err = Removed, nil
+	}
 	// A failure of the server's is not the registration's fault. It goes behind
 	// those who are due, so that the next probe is another's. But if others got
 	// through since this one failed in the same way, it is his after all.
@@ -100,12 +116,12 @@ func (a *Agent) work(ctx context.Context, p *place, owner string, reg registry.R
 		record.Failure = &registry.Failure{Kind: string(imapmeta.Retry), Message: result.Err.Error()}
 	}
 	record.NextAt = nextLook(reg, record.NextAt)
-	return a.record(ctx, owner, record, result), turned
+	return record, result, turned
 }
 
-// stopped reports whether the work was cancelled because Run ends.
+// stopped reports whether the work was cancelled because we are to stop.
 func stopped(ctx context.Context, err error) bool {
-	return err != nil && imapmeta.KindOf(err) == imapmeta.Retry && errors.Is(context.Cause(ctx), errStopping)
+	return err != nil && imapmeta.KindOf(err) == imapmeta.Retry && ctx.Err() == context.Canceled
 }
 
 // observe tells the observer, if there is one.
@@ -122,15 +138,18 @@ func (a *Agent) observe(server string, verdict Verdict, err error, took time.Dur
 
 // claim waits until the row is ours, or somebody else has settled it since it
 // was asked for: then claimed is false.
-func (a *Agent) claim(ctx context.Context, key registry.Key, owner string, timeout time.Duration, asked time.Time) (reg registry.Registration, claimed bool, err error) {
+func (a *Agent) claim(ctx context.Context, key registry.Key, owner string, timeout time.Duration, asked time.Time, m manner) (reg registry.Registration, claimed bool, err error) {
 	began, warned := time.Now(), false
 	for {
-		reg, found, err := a.options.Registry.Get(ctx, key)
+		before, found, err := a.options.Registry.Get(ctx, key)
 		if err != nil {
-			return reg, false, err
+			return before, false, err
 		}
-		if found && settledSince(reg, asked, a.options.Now()) {
-			return reg, false, nil
+		if found && settledSince(before, asked, a.options.Now()) {
+			return before, false, nil
+		}
+		if found && m.share && before.State == registry.Failed && before.ClaimedBy == "" && before.NextAt.After(a.options.Now()) {
+			return before, false, nil
 		}
 		now := a.options.Now()
 		until := now.Add(timeout + claimSlack)
@@ -144,7 +163,9 @@ func (a *Agent) claim(ctx context.Context, key registry.Key, owner string, timeo
 		case registry.Missing:
 			return reg, false, ErrNotRegistered
 		case registry.Taken:
-			if settledSince(unclaimed(reg), asked, a.options.Now()) { // between our look and our claim
+			tried := before.ClaimedBy != "" || reg.Attempts > before.Attempts+1
+			failed := m.share && found && reg.State == registry.Failed && tried
+			if failed || settledSince(unclaimed(reg), asked, a.options.Now()) { // between our look and our claim
 				return reg, false, a.giveBack(ctx, owner, reg)
 			}
 			return reg, true, nil
@@ -166,15 +187,39 @@ func (a *Agent) claim(ctx context.Context, key registry.Key, owner string, timeo
 	}
 }
 
-// giveBack ends a claim that there was nothing to do for, with the row as
-// whoever settled it has left it.
+// settled is the result for a row that somebody else has settled since it was
+// asked for.
+func (a *Agent) settled(reg registry.Registration, asked time.Time) Result {
+	verdict := Unchanged
+	if !reg.WrittenAt.Before(asked) {
+		verdict = Added
+	}
+	return Result{User: reg.User, Server: reg.Server, Verdict: verdict, Registration: &reg}
+}
+
+// giveBack ends a claim that there was nothing to do for.
 func (a *Agent) giveBack(ctx context.Context, owner string, reg registry.Registration) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTime)
 	defer cancel()
-	res := registry.Result{Key: reg.Key(), Revision: reg.Revision, State: reg.State, DoubtUntil: reg.DoubtUntil,
-		NextAt: nextLook(reg, a.options.Now().Add(a.verifyAfter()))}
-	_, err := a.options.Registry.Record(ctx, owner, res)
+	_, err := a.options.Registry.Record(ctx, owner, a.untouched(reg))
 	return err
+}
+
+// refusedMeanwhile is the result for a row that somebody else has found to fail.
+func refusedMeanwhile(reg registry.Registration) Result {
+	err := ErrRefused
+	if reg.Error != nil {
+		err = fmt.Errorf("%w: %s", ErrRefused, reg.Error.Message)
+	}
+	return Result{User: reg.User, Server: reg.Server, Verdict: Failed, Registration: &reg, Err: err}
+}
+
+// untouched is what to record of a row as whoever settled it, or failed to, has
+// left it.
+func (a *Agent) untouched(reg registry.Registration) registry.Result {
+	failed := reg.State == registry.Failed
+	return registry.Result{Key: reg.Key(), Revision: reg.Revision, State: reg.State, DoubtUntil: reg.DoubtUntil,
+		Unsettled: failed, Uncounted: failed, Failure: reg.Error, NextAt: nextLook(reg, a.options.Now().Add(a.verifyAfter()))}
 }
 
 // nextLook is when to look again, if not at a time: whatever became of it, a

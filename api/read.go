@@ -96,6 +96,7 @@ func (h *Handler) page(ctx context.Context, w *answer, filter registry.Filter, l
 	rows.SetEscapeHTML(false)
 	_, _ = buffer.WriteString(`{"registrations":[`) // a bufio.Writer keeps its first error for Flush
 	n, next := 0, registry.Key{}
+	filter.Limit = limit + 1 // one more than is shown tells that there is more
 	for row, err := range h.options.Registry.List(ctx, filter) {
 		switch {
 		case err != nil && w.status == 0:

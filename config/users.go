@@ -38,6 +38,9 @@ func (c *Config) IdentityFor(user string) string { return IdentityFor(c.Identity
 // before its last @, {domain} what follows it. Without an @, {local} is the
 // whole name and {domain} is empty. Braces in the name are left alone.
 func IdentityFor(template, user string) string {
+	if template == "{user}" { // as most have it; reconcile asks a million times
+		return user
+	}
 	local, domain := split(user)
 	return strings.NewReplacer("{user}", user, "{local}", local, "{domain}", domain).Replace(template)
 }

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"fmt"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -23,6 +24,75 @@ func benchmarkIntend(b *testing.B, rows int) {
 
 func BenchmarkIntend1(b *testing.B)   { benchmarkIntend(b, 1) }
 func BenchmarkIntend500(b *testing.B) { benchmarkIntend(b, 500) }
+
+// BenchmarkSweep200 takes new users through a sweep, 200 at a time: what is
+// wished, claimed and recorded. It reports the processor's time for each.
+func BenchmarkSweep200(b *testing.B) {
+	const rows = 200
+	r, c := fresh(b)
+	var spent [3]time.Duration
+	next := 0
+	for b.Loop() {
+		intents, users, results := make([]Intent, rows), make([]string, rows), make([]Result, rows)
+		for i := range rows {
+			users[i] = rowKey(next).User
+			intents[i] = Intent{Key: rowKey(next), Identity: users[i], Value: "user=" + users[i], Wanted: Present, OnlyIfOther: true}
+			next++
+		}
+		now := c.advance(time.Millisecond)
+		start := processorTime(b)
+		intend(b, r, intents...)
+		intended := processorTime(b)
+		claims, err := r.ClaimEach(b.Context(), "main", "agent", now.Add(time.Minute), now.Add(time.Minute), users)
+		if err != nil {
+			b.Fatal(err)
+		}
+		claimed := processorTime(b)
+		for i, claim := range claims {
+			results[i] = Result{Key: claim.Key(), Revision: claim.Revision, State: Registered, Written: []string{claim.Value},
+				WrittenAt: now, VerifiedAt: now, NextAt: now.Add(24*time.Hour + time.Duration(i)*time.Second)}
+		}
+		concluded := processorTime(b)
+		if lost := record(b, r, "agent", results...); len(lost) > 0 {
+			b.Fatal(lost)
+		}
+		for i, d := range []time.Duration{intended - start, claimed - intended, processorTime(b) - concluded} {
+			spent[i] += d
+		}
+	}
+	for i, what := range []string{"intend", "claim", "record"} {
+		b.ReportMetric(float64(spent[i].Nanoseconds())/1000/float64(next), "µs/"+what)
+	}
+}
+
+// processorTime is what the process has spent.
+func processorTime(b *testing.B) time.Duration {
+	b.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func BenchmarkStanding(b *testing.B) {
+	const rows = 50_000
+	r, c := fresh(b)
+	seed(b, r, rows)
+	exec1(b, r.writer.db, "UPDATE registrations SET identity = username")
+	c.advance(time.UnixMilli(-1).Sub(c.now())) // before the first is due
+	b.ResetTimer()
+	for left := b.N; left > 0; {
+		for _, err := range r.Standings(b.Context()) {
+			if err != nil {
+				b.Fatal(err)
+			}
+			if left--; left == 0 {
+				break
+			}
+		}
+	}
+}
 
 func BenchmarkClaim(b *testing.B) {
 	const rows = 10_000

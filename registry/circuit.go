@@ -35,18 +35,15 @@ func (r *Registry) OpenCircuit(ctx context.Context, c Circuit) error {
 		return fmt.Errorf("registry %s: open circuit: %w", r.path, err)
 	}
 	kind, message := c.Failure.columns()
-	return r.writer.submit(ctx, "open circuit", 1, func(ctx context.Context, tx transaction) error {
-		_, err := tx.exec(ctx, sqlOpenCircuit, c.Server, millis(c.Since), millis(c.ProbeAt), c.Failures, kind, message)
-		return err
-	})
+	_, err := r.change(ctx, "open circuit",
+		call{sqlOpenCircuit, []any{c.Server, millis(c.Since), millis(c.ProbeAt), c.Failures, kind, message}})
+	return err
 }
 
 // CloseCircuit notes that a server works.
 func (r *Registry) CloseCircuit(ctx context.Context, server string) error {
-	return r.writer.submit(ctx, "close circuit", 1, func(ctx context.Context, tx transaction) error {
-		_, err := tx.exec(ctx, sqlCloseCircuit, server)
-		return err
-	})
+	_, err := r.change(ctx, "close circuit", call{sqlCloseCircuit, []any{server}})
+	return err
 }
 
 // Circuits returns the servers that fail for everybody, in the order of their

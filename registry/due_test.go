@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -299,163 +298,6 @@ func TestHastenOfAMissingRow(t *testing.T) {
 	}
 }
 
-// dueAt makes n rows of a server that are due at a time.
-func dueAt(t *testing.T, r *Registry, server, prefix string, n int, at time.Time) {
-	t.Helper()
-	var intents []Intent
-	for i := range n {
-		intents = append(intents, present(Key{fmt.Sprintf("%s-%05d", prefix, i), server}, "v"))
-	}
-	intend(t, r, intents...)
-	exec1(t, r.writer.db, fmt.Sprintf("UPDATE registrations SET next_at = %d WHERE server = '%s' AND username LIKE '%s-%%'", at.UnixMilli(), server, prefix))
-}
-
-func TestSpreadGivesRowsThatAreDueTooLateNewTimesEvenly(t *testing.T) {
-	const n = 2*maxBatch + 200
-	latest, by := noon.Add(2*time.Hour), noon.Add(time.Hour)
-	r, _ := fresh(t)
-	dueAt(t, r, "main", "late", n, latest.Add(time.Millisecond))
-	dueAt(t, r, "main", "right", 3, latest)
-	dueAt(t, r, "main", "soon", 3, noon.Add(time.Second))
-	dueAt(t, r, "far", "late", 3, latest.Add(time.Hour))
-	intend(t, r, present(Key{"settled", "main"}, "v"))
-	exec1(t, r.writer.db, "UPDATE registrations SET next_at = NULL WHERE username = 'settled'")
-	before := all(t, r, Filter{})
-
-	if got, err := r.Spread(t.Context(), "main", Unsettled, latest, by); got != n || err != nil {
-		t.Fatalf("%d rows, error %v", got, err)
-	}
-	var quarters [4]int
-	for i, reg := range all(t, r, Filter{}) {
-		want := before[i]
-		if strings.HasPrefix(reg.User, "late") && reg.Server == "main" {
-			if reg.NextAt.Before(noon) || reg.NextAt.After(by) {
-				t.Fatalf("%s is due at %v", reg.User, reg.NextAt)
-			}
-			quarters[min(int(reg.NextAt.Sub(noon)/(15*time.Minute)), 3)]++
-			want.NextAt = reg.NextAt
-		}
-		if diff := cmp.Diff(want, reg); diff != "" {
-			t.Fatal(reg.User, diff)
-		}
-	}
-	for q, got := range quarters { // 300 and a standard deviation of 15
-		if got < n/8 {
-			t.Errorf("%d of %d rows are due in quarter %d", got, n, q+1)
-		}
-	}
-	if got, err := r.Spread(t.Context(), "main", Unsettled, latest, by); got != 0 || err != nil {
-		t.Errorf("again: %d rows, error %v", got, err)
-	}
-}
-
-func TestSpreadOfTheUnsettled(t *testing.T) {
-	r, _ := fresh(t)
-	latest, late := noon.Add(time.Hour), noon.Add(2*time.Hour)
-	rows := []struct {
-		user  string
-		state State
-		kind  string
-		want  bool
-	}{
-		{"pending", Pending, "", true},
-		{"removing", Removing, "", true},
-		{"registered", Registered, "", false},
-		{"conflict", Conflict, "user", false},
-		{"failed", Failed, "user", false},
-		{"look failed", Registered, "retry", true},
-		{"server failed", Registered, "server", true},
-	}
-	for _, row := range rows {
-		key := Key{row.user, "main"}
-		intend(t, r, present(key, "v"))
-		reg := take(t, r, key, "agent")
-		res := Result{Key: key, Revision: reg.Revision, State: row.state, NextAt: late}
-		if row.kind != "" {
-			res.Failure = &Failure{Kind: row.kind, Message: "m"}
-		}
-		record(t, r, "agent", res)
-	}
-	n, err := r.Spread(t.Context(), "main", Unsettled, latest, latest)
-	if n != 4 || err != nil {
-		t.Errorf("%d rows, error %v", n, err)
-	}
-	for _, row := range rows {
-		if got := get(t, r, Key{row.user, "main"}).NextAt; got.Equal(late) == row.want {
-			t.Errorf("%s is due at %v", row.user, got)
-		}
-	}
-	if n, err := r.Spread(t.Context(), "main", Settled, latest, latest); n != 3 || err != nil {
-		t.Errorf("%d settled rows, error %v", n, err)
-	}
-	for _, row := range rows {
-		if got := get(t, r, Key{row.user, "main"}).NextAt; got.After(latest) {
-			t.Errorf("%s is due at %v", row.user, got)
-		}
-	}
-}
-
-func TestSpreadOfManySettled(t *testing.T) {
-	const n = 2*maxBatch + 7
-	r, _ := fresh(t)
-	dueAt(t, r, "main", "late", n, noon.Add(3*time.Hour)) // all at the same time: the pages go by user
-	dueAt(t, r, "main", "pending", 3, noon.Add(3*time.Hour))
-	exec1(t, r.writer.db, "UPDATE registrations SET state = 'registered' WHERE username LIKE 'late-%'")
-	if got, err := r.Spread(t.Context(), "main", Settled, noon.Add(time.Hour), noon.Add(time.Hour)); got != n || err != nil {
-		t.Errorf("%d rows, error %v", got, err)
-	}
-	for _, reg := range all(t, r, Filter{State: Registered}) {
-		if reg.NextAt.After(noon.Add(time.Hour)) {
-			t.Fatalf("%s is due at %v", reg.User, reg.NextAt)
-		}
-	}
-}
-
-func TestSpreadEndsWhateverTheTimes(t *testing.T) {
-	const n = maxBatch + 1
-	hour := time.Hour
-	for name, tc := range map[string]struct {
-		late, latest, by time.Time
-		want             int64
-		most             time.Time
-	}{
-		"by after latest":           {noon.Add(3 * hour), noon.Add(hour), noon.Add(2 * hour), n, noon.Add(hour)},
-		"by is latest":              {noon.Add(3 * hour), noon.Add(hour), noon.Add(hour), n, noon.Add(hour)},
-		"by has passed":             {noon.Add(3 * hour), noon.Add(hour), noon.Add(-hour), n, noon},
-		"latest is now":             {noon.Add(3 * hour), noon, noon.Add(hour), n, noon},
-		"latest has passed":         {noon.Add(3 * hour), noon.Add(-hour), noon.Add(hour), n, noon},
-		"latest passed, due before": {noon.Add(-time.Minute), noon.Add(-hour), noon.Add(hour), 0, noon},
-		"no times":                  {noon.Add(3 * hour), time.Time{}, time.Time{}, n, noon},
-	} {
-		t.Run(name, func(t *testing.T) {
-			r, _ := fresh(t)
-			dueAt(t, r, "main", "late", n, tc.late)
-			var calls atomic.Int64 // the clock goes on
-			r.now = func() time.Time { return noon.Add(time.Duration(calls.Add(1)-1) * time.Millisecond) }
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-			defer cancel()
-			if got, err := r.Spread(ctx, "main", Unsettled, tc.latest, tc.by); got != tc.want || err != nil {
-				t.Errorf("%d rows, want %d, error %v", got, tc.want, err)
-			}
-			for _, reg := range all(t, r, Filter{}) {
-				if reg.NextAt.After(tc.most) || tc.want > 0 && reg.NextAt.Before(noon) {
-					t.Fatalf("%s is due at %v", reg.User, reg.NextAt)
-				}
-			}
-		})
-	}
-}
-
-func TestSpreadStopsWithItsContext(t *testing.T) {
-	r, _ := fresh(t)
-	dueAt(t, r, "main", "late", 3, noon.Add(time.Hour))
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if n, err := r.Spread(ctx, "main", Unsettled, noon, noon); n != 0 || !errors.Is(err, context.Canceled) {
-		t.Errorf("%d rows, error %v", n, err)
-	}
-}
-
 func TestBacklogsTellWhatWaitsServerByServer(t *testing.T) {
 	r, c := fresh(t)
 	backlogs := func(want ...Backlog) {
@@ -498,7 +340,7 @@ func TestBacklogsTellWhatWaitsServerByServer(t *testing.T) {
 	backlogs(Backlog{Server: "calm", Due: 1, Oldest: c.now()}, Backlog{Server: "failing", Retrying: 1},
 		Backlog{Server: "main", Due: 2, Oldest: oldest, Retrying: 2}, Backlog{Server: "young", Due: 1, Oldest: c.now().Add(-time.Millisecond)})
 	c.advance(time.Minute) // the claims end
-	if got, err := r.Backlogs(t.Context()); err != nil || len(got) != 5 || got[2] != (Backlog{"held only", 1, noon, 0}) || got[3] != (Backlog{"main", 3, noon, 2}) {
+	if got, err := r.Backlogs(t.Context()); err != nil || len(got) != 5 || got[2] != (Backlog{Server: "held only", Due: 1, Oldest: noon}) || got[3] != (Backlog{Server: "main", Due: 3, Oldest: noon, Retrying: 2}) {
 		t.Errorf("%+v, error %v", got, err)
 	}
 }
@@ -516,4 +358,109 @@ func TestHastenedRowStaysDueWhenItsHolderHasFinished(t *testing.T) {
 	if got := get(t, r, alice); !got.NextAt.Equal(noon) || got.ClaimedBy != "" || !got.VerifiedAt.Equal(noon) {
 		t.Errorf("%+v", got)
 	}
+}
+
+// refusedRows makes rows in state failed, due at noon and each a second later
+// than the one before.
+func refusedRows(t *testing.T, r *Registry, server string, users ...string) {
+	t.Helper()
+	for i, user := range users {
+		intoState(t, r, Key{user, server}, Failed, noon.Add(time.Duration(i)*time.Second))
+	}
+}
+
+func TestRefusedUsersWaitInALaneOfTheirOwn(t *testing.T) {
+	r, c := fresh(t)
+	takeRefused := func(server, want string) {
+		t.Helper()
+		now := c.now()
+		reg, found, err := r.TakeRefused(t.Context(), server, "agent", now.Add(time.Minute), now.Add(30*time.Second))
+		if err != nil || found != (want != "") || reg.User != want || found && (reg.Server != server || reg.ClaimedBy != "agent") {
+			t.Errorf("took %+v, %v, error %v; want %q", reg, found, err, want)
+		}
+	}
+	next := func(what string, get func(context.Context, string) (time.Time, bool, error), server string, want time.Time) {
+		t.Helper()
+		if at, found, err := get(t.Context(), server); !at.Equal(want) || found == want.IsZero() || err != nil {
+			t.Errorf("next %s: %v, %v, error %v; want %v", what, at, found, err, want)
+		}
+	}
+	backlogs := func(want ...Backlog) {
+		t.Helper()
+		got, err := r.Backlogs(t.Context())
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Error(diff, err)
+		}
+	}
+	none := time.Time{}
+	takeRefused("main", "")
+	next("refused", r.NextRefused, "main", none)
+	refusedRows(t, r, "main", "b", "a", "held", "later")
+	refusedRows(t, r, "hopeless", "z")
+	intoState(t, r, Key{"never", "main"}, Failed, none)
+	intoState(t, r, Key{"well", "main"}, Registered, noon.Add(time.Hour))
+	claimUntil(t, r, Key{"held", "main"}, noon.Add(9*time.Minute), noon)
+	c.advance(2 * time.Second)
+
+	wantUsers(t, takeDue(t, r, "main", 9))
+	next("due", r.NextDue, "main", noon.Add(time.Hour))
+	next("refused", r.NextRefused, "main", noon)
+	next("due", r.NextDue, "hopeless", none)
+	next("refused", r.NextRefused, "far", none)
+	backlogs(Backlog{Server: "hopeless", Refused: 1}, Backlog{Server: "main", Refused: 2})
+
+	takeRefused("main", "b")
+	next("refused", r.NextRefused, "main", noon.Add(time.Second))
+	wantUsers(t, takeDue(t, r, "main", 9, "b", "later", "a", "never"), "a") // named, due and idle
+	takeRefused("main", "")
+	next("refused", r.NextRefused, "main", noon.Add(3*time.Second))
+	backlogs(Backlog{Server: "hopeless", Refused: 1})
+	takeRefused("hopeless", "z")
+	backlogs()
+
+	c.advance(time.Second)
+	takeRefused("main", "later")
+	intend(t, r, present(Key{"never", "main"}, "v")) // a new wish is not refused yet
+	wantUsers(t, takeDue(t, r, "main", 9), "never")
+}
+
+func TestTakeRefusedClaimsAsClaimDoes(t *testing.T) {
+	claiming, _ := fresh(t)
+	taking, _ := fresh(t)
+	for _, r := range []*Registry{claiming, taking} {
+		refusedRows(t, r, "main", "alice")
+	}
+	until, retryAt := noon.Add(time.Hour), noon.Add(time.Second)
+	want, _, err := claiming.Claim(t.Context(), alice, "agent", until, retryAt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, found, err := taking.TakeRefused(t.Context(), "main", "agent", until, retryAt)
+	if diff := cmp.Diff(want, got); diff != "" || !found || err != nil {
+		t.Error(diff, found, err)
+	}
+	if diff := cmp.Diff(get(t, claiming, alice), get(t, taking, alice)); diff != "" {
+		t.Error(diff)
+	}
+	if _, _, err := taking.TakeRefused(t.Context(), "main", "", until, retryAt); err == nil {
+		t.Error("a claim for nobody was taken")
+	}
+}
+
+func TestReclaimAndHastenOfTheRefusedLeaveThemInTheirLane(t *testing.T) {
+	r, _ := fresh(t)
+	for _, user := range []string{"alice", "bob"} {
+		intoState(t, r, Key{user, "main"}, Failed, noon.Add(time.Hour))
+	}
+	claimUntil(t, r, alice, noon.Add(time.Minute), noon.Add(time.Hour))
+	if n, err := r.Reclaim(t.Context(), noon, "other"); n != 1 || err != nil {
+		t.Errorf("%d rows, error %v", n, err)
+	}
+	if _, found, err := r.Hasten(t.Context(), Key{"bob", "main"}); !found || err != nil {
+		t.Errorf("found %v, error %v", found, err)
+	}
+	if got, err := r.Backlogs(t.Context()); err != nil || !cmp.Equal([]Backlog{{Server: "main", Refused: 2}}, got) {
+		t.Errorf("%+v, error %v", got, err)
+	}
+	wantUsers(t, takeDue(t, r, "main", 9))
 }

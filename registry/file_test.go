@@ -24,7 +24,7 @@ func plain(t *testing.T, path string) *sql.DB {
 	return db
 }
 
-func exec1(t *testing.T, db *sql.DB, query string) {
+func exec1(t testing.TB, db *sql.DB, query string) {
 	t.Helper()
 	if _, err := db.ExecContext(t.Context(), query); err != nil {
 		t.Fatal(err)
@@ -50,7 +50,7 @@ func refused(t *testing.T, path string, class error) string {
 
 func TestConnectionsAreSetUpForDurability(t *testing.T) {
 	r, _ := fresh(t)
-	for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "busy_timeout": "20000", "application_id": "1685483624", "user_version": "2"} {
+	for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "busy_timeout": "20000", "application_id": "1685483624", "user_version": "3"} {
 		var got string
 		if err := r.writer.db.QueryRowContext(t.Context(), "PRAGMA "+pragma).Scan(&got); err != nil || got != want {
 			t.Errorf("writer: %s is %s, want %s, error %v", pragma, got, want, err)

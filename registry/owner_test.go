@@ -99,3 +99,20 @@ func TestReclaimThatIsCancelledCountsNothing(t *testing.T) {
 	}
 	wantOwners(t, r, "dead")
 }
+
+func TestReleaseGivesBackOnlyTheOwnersClaims(t *testing.T) {
+	r, _ := fresh(t)
+	bob := Key{User: "bob", Server: "main"}
+	intend(t, r, present(alice, "user=alice"), present(bob, "user=bob"))
+	take(t, r, alice, "agent")
+	take(t, r, bob, "other")
+	if err := r.Release(t.Context(), "agent"); err != nil {
+		t.Fatal(err)
+	}
+	if reg := get(t, r, alice); reg.ClaimedBy != "" || !reg.ClaimedUntil.IsZero() {
+		t.Errorf("alice is claimed by %q until %v", reg.ClaimedBy, reg.ClaimedUntil)
+	}
+	if reg := get(t, r, bob); reg.ClaimedBy != "other" {
+		t.Errorf("bob is claimed by %q", reg.ClaimedBy)
+	}
+}

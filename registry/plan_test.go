@@ -9,31 +9,46 @@ import (
 // do not depend on the rows: nothing ever collects statistics about them.
 // https://www.sqlite.org/eqp.html
 func TestWhatIsAskedAllTheTimeWalksOverNoRowsInVain(t *testing.T) {
-	const due = "registrations_due (server=? AND next_at<?)"
+	const (
+		due     = "registrations_due (server=? AND <expr>=? AND next_at<?)"
+		primary = "SEARCH registrations USING PRIMARY KEY (username=? AND server=?)"
+	)
 	r, _ := fresh(t)
 	for name, tc := range map[string]struct {
 		query string
 		args  int
 		want  []string // each of them is the end of a step
 	}{
-		"what is due":      {sqlDue, 4, []string{"SEARCH registrations USING INDEX " + due}},
-		"what is due next": {sqlNextDue, 3, []string{"SEARCH registrations USING INDEX registrations_due (server=? AND next_at>?)"}},
-		"servers":          {sqlServers, 0, []string{"SEARCH registrations USING COVERING INDEX registrations_state", "SEARCH registrations USING COVERING INDEX registrations_state (server>?)"}},
+		"what is due":      {sqlDue, 5, []string{"SEARCH registrations USING INDEX " + due}},
+		"what is due next": {sqlNextDue, 4, []string{"SEARCH registrations USING INDEX registrations_due (server=? AND <expr>=? AND next_at>?)"}},
+		"servers":          {sqlServers, 0, []string{"SEARCH registrations USING COVERING INDEX registrations_due", "SEARCH registrations USING COVERING INDEX registrations_due (server>?)"}},
 		"what waits": {sqlBacklogs, 2, []string{
 			"SEARCH registrations USING COVERING INDEX registrations_due",
 			"SEARCH registrations USING COVERING INDEX registrations_due (server>?)",
 			"SEARCH registrations USING COVERING INDEX " + due,
 			"SCAN registrations USING INDEX registrations_claimed", // the claimed only
 			"SEARCH registrations USING INDEX " + due,
+			"SEARCH registrations USING COVERING INDEX " + due,
+			"SCAN registrations USING INDEX registrations_claimed",
 			"SEARCH registrations USING COVERING INDEX registrations_failing (server=? AND error_kind=?)",
 		}},
-		"pending, due too late": {sqlLateState, 5, []string{"SEARCH registrations USING INDEX registrations_state (server=? AND state=? AND username>?)"}},
-		"failing, due too late": {sqlLateKind, 5, []string{"SEARCH registrations USING INDEX registrations_failing (server=? AND error_kind=? AND username>?)"}},
-		"settled, due too late": {sqlLateSettled, 5, []string{"SEARCH registrations USING INDEX registrations_due (server=? AND (next_at,username)>(?,?))"}},
-		"spread":                {sqlSpread, 5, []string{"SEARCH registrations USING PRIMARY KEY (username=? AND server=?)"}},
-		"hasten":                {sqlHasten, 3, []string{"SEARCH registrations USING PRIMARY KEY (username=? AND server=?)"}},
-		"release":               {sqlRelease, 1, []string{"SEARCH registrations USING INDEX registrations_claimed (claimed_by=?)"}},
-		"reclaim":               {sqlReclaim, 2, []string{"SEARCH registrations USING INDEX registrations_claimed (claimed_by=?)"}},
+		"pending, due too late":      {sqlLateState, 5, []string{"SEARCH registrations USING INDEX registrations_state (server=? AND state=? AND username>?)"}},
+		"failing, due too late":      {sqlLateKind, 5, []string{"SEARCH registrations USING INDEX registrations_failing (server=? AND error_kind=? AND username>?)"}},
+		"settled, due too late":      {sqlLateSettled, 5, []string{"SEARCH registrations USING INDEX registrations_due (server=? AND <expr>=? AND (next_at,username)>(?,?))"}},
+		"refused, due too late":      {sqlLateRefused, 5, []string{"SEARCH registrations USING INDEX registrations_due (server=? AND <expr>=? AND (next_at,username)>(?,?))"}},
+		"spread":                     {sqlSpread, 5, []string{primary}},
+		"hasten":                     {sqlHasten, 3, []string{primary}},
+		"read to claim":              {rowsSelect.text(3), 6, []string{primary}},
+		"claim":                      {sqlClaim, 7, []string{primary}},
+		"claim several":              {rowsClaim.text(3), 8, []string{primary}},
+		"record":                     {sqlRecord, 15, []string{primary}},
+		"record, for a newer wish":   {sqlLearn, 7, []string{primary}},
+		"record, gone":               {sqlGone, 4, []string{primary}},
+		"release":                    {sqlRelease, 1, []string{"SEARCH registrations USING INDEX registrations_claimed (claimed_by=?)"}},
+		"reclaim":                    {sqlReclaim, 2, []string{"SEARCH registrations USING INDEX registrations_claimed (claimed_by=?)"}},
+		"prove an identity":          {sqlProveIdentity, 2, []string{"SEARCH registrations USING INDEX registrations_identity (identity=?)"}},
+		"prove a user":               {sqlProveUser, 2, []string{"SEARCH registrations USING PRIMARY KEY (username=?)"}},
+		"standings, page after page": {sqlStandings, 5, []string{"SEARCH registrations USING PRIMARY KEY ((username,server)>(?,?))"}},
 	} {
 		var got []string
 		for _, step := range plan(t, r, tc.query, tc.args) {

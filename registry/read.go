@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"iter"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -37,6 +38,7 @@ type Filter struct {
 	Server string // only this server; empty: all
 	State  State  // only this state; empty: all
 	After  Key    // only rows that come after this key
+	Limit  int    // at most so many rows; 0: all
 }
 
 // List streams rows in the order of user and server, compared byte by byte.
@@ -45,15 +47,19 @@ type Filter struct {
 // ctx's included, comes last.
 func (r *Registry) List(ctx context.Context, f Filter) iter.Seq2[Registration, error] {
 	return func(yield func(Registration, error) bool) {
-		after := f.After
+		after, left := f.After, f.Limit
 		var page []Registration
 		for {
+			size := pageSize
+			if f.Limit > 0 {
+				size = min(size, left)
+			}
 			var err error
 			page, err = r.query(ctx, page[:0], "list", `
 				SELECT `+columns+` FROM registrations
 				WHERE (username, server) > ($1, $2) AND ($3 = '' OR server = $3) AND ($4 = '' OR state = $4)
 				ORDER BY username, server LIMIT $5`,
-				after.User, after.Server, f.Server, string(f.State), pageSize)
+				after.User, after.Server, f.Server, string(f.State), size)
 			if err != nil {
 				yield(Registration{}, err)
 				return
@@ -67,7 +73,7 @@ func (r *Registry) List(ctx context.Context, f Filter) iter.Seq2[Registration, e
 					return
 				}
 			}
-			if len(page) < pageSize {
+			if left -= len(page); len(page) < pageSize {
 				return
 			}
 			after = page[len(page)-1].Key()
@@ -93,31 +99,35 @@ func (r *Registry) Version(ctx context.Context) (int64, error) {
 	return version, nil
 }
 
-// sqlServers hops from server to server in an index.
-const sqlServers = `
+const (
+	// withServers hops from server to server in an index.
+	withServers = `
 	WITH RECURSIVE servers (name) AS (
-		SELECT min(server) FROM registrations INDEXED BY registrations_state
+		SELECT min(server) FROM registrations INDEXED BY registrations_due
 		UNION ALL
-		SELECT (SELECT min(server) FROM registrations INDEXED BY registrations_state WHERE server > name) FROM servers WHERE name IS NOT NULL)
-	SELECT name FROM servers WHERE name IS NOT NULL`
+		SELECT (SELECT min(server) FROM registrations INDEXED BY registrations_due WHERE server > name) FROM servers WHERE name IS NOT NULL)`
+
+	sqlServers = withServers + ` SELECT name FROM servers WHERE name IS NOT NULL`
+
+	// Most rows are registered, and what is left of a server's if the others
+	// are taken off. They are not looked at one by one.
+	sqlCounts = withServers + `,
+		others (server, state, n) AS (
+			SELECT server, state, count(*) FROM registrations INDEXED BY registrations_state
+			WHERE state <> 'registered' GROUP BY server, state)
+		SELECT server, state, n FROM others
+		UNION ALL
+		SELECT name, 'registered',
+			(SELECT count(*) FROM registrations INDEXED BY registrations_due WHERE server = name)
+				- (SELECT ifnull(sum(n), 0) FROM others WHERE server = name)
+		FROM servers WHERE name IS NOT NULL
+		ORDER BY 1, 2`
+)
 
 // Servers returns the servers that have rows, in the order of their names. It
 // costs no more with a million rows than with one.
 func (r *Registry) Servers(ctx context.Context) ([]string, error) {
-	rows, err := r.readers.QueryContext(ctx, sqlServers)
-	if err != nil {
-		return nil, explain(r.path, "list servers", err)
-	}
-	defer rows.Close()
-	var servers []string
-	for rows.Next() {
-		var server string
-		if err := rows.Scan(&server); err != nil {
-			return nil, explain(r.path, "list servers", err)
-		}
-		servers = append(servers, server)
-	}
-	return servers, explain(r.path, "list servers", rows.Err())
+	return r.names(ctx, "list servers", sqlServers)
 }
 
 // Count is how many rows of a server are in a state.
@@ -128,9 +138,8 @@ type Count struct {
 }
 
 // Counts counts the rows by server and state, in that order, without zeros.
-func (r *Registry) Counts(ctx context.Context) (_ []Count, err error) {
-	rows, err := r.readers.QueryContext(ctx, `
-		SELECT server, state, count(*) FROM registrations GROUP BY server, state ORDER BY server, state`)
+func (r *Registry) Counts(ctx context.Context) ([]Count, error) {
+	rows, err := r.readers.QueryContext(ctx, sqlCounts)
 	if err != nil {
 		return nil, explain(r.path, "count", err)
 	}
@@ -141,7 +150,9 @@ func (r *Registry) Counts(ctx context.Context) (_ []Count, err error) {
 		if err := rows.Scan(&c.Server, &c.State, &c.N); err != nil {
 			return nil, explain(r.path, "count", err)
 		}
-		counts = append(counts, c)
+		if c.N > 0 {
+			counts = append(counts, c)
+		}
 	}
 	return counts, explain(r.path, "count", rows.Err())
 }
@@ -192,18 +203,8 @@ func integrity(ctx context.Context, db *sql.DB) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
-	var findings []string
-	for rows.Next() {
-		var line string
-		if err := rows.Scan(&line); err != nil {
-			return nil, err
-		}
-		if line != "ok" {
-			findings = append(findings, line)
-		}
-	}
-	return findings, rows.Err()
+	findings, err := scanStrings(rows)
+	return slices.DeleteFunc(findings, func(line string) bool { return line == "ok" }), err
 }
 
 // query appends to regs all rows of columns that a statement yields.
@@ -221,4 +222,27 @@ func (r *Registry) query(ctx context.Context, regs []Registration, op, query str
 		regs = append(regs, reg)
 	}
 	return regs, explain(r.path, op, rows.Err())
+}
+
+// names returns the strings that a statement yields.
+func (r *Registry) names(ctx context.Context, op, query string) ([]string, error) {
+	rows, err := r.readers.QueryContext(ctx, query)
+	if err != nil {
+		return nil, explain(r.path, op, err)
+	}
+	names, err := scanStrings(rows)
+	return names, explain(r.path, op, err)
+}
+
+// scanStrings reads rows of one string, and closes them.
+func scanStrings(rows *sql.Rows) (list []string, err error) {
+	defer rows.Close()
+	for rows.Next() {
+		var s string
+		if err := rows.Scan(&s); err != nil {
+			return nil, err
+		}
+		list = append(list, s)
+	}
+	return list, rows.Err()
 }

@@ -131,6 +131,24 @@ func TestListFilters(t *testing.T) {
 	}
 }
 
+func TestListEndsAtItsLimitAndReadsNoFurther(t *testing.T) {
+	r, _ := fresh(t)
+	seed(t, r, pageSize+3)
+	for limit, want := range map[int]int{0: pageSize + 3, -1: pageSize + 3, 1: 1, 100: 100, pageSize: pageSize, pageSize + 1: pageSize + 1, 2 * pageSize: pageSize + 3} {
+		if n := len(all(t, r, Filter{Limit: limit})); n != want {
+			t.Errorf("limit %d: %d rows, want %d", limit, n, want)
+		}
+	}
+	after := rowKey(pageSize)
+	if regs := all(t, r, Filter{After: after, Limit: 1}); len(regs) != 1 || regs[0].Key() != rowKey(pageSize+1) {
+		t.Errorf("after %v: %v", after, regs)
+	}
+	exec1(t, r.writer.db, `UPDATE registrations SET written = '{"' WHERE username = '`+rowKey(100).User+`'`)
+	if n := len(all(t, r, Filter{Limit: 100})); n != 100 {
+		t.Errorf("%d rows", n)
+	}
+}
+
 func TestListStopsWithItsContextAndWithItsCaller(t *testing.T) {
 	r, _ := fresh(t)
 	seed(t, r, 10)
@@ -167,8 +185,8 @@ func TestListHoldsNoTransactionWhileItsCallerWorks(t *testing.T) {
 	}
 }
 
-func TestListOf200000RowsTakesTheMemoryOfAPage(t *testing.T) {
-	const bound = 16 << 20 // all rows would take about 100 MiB
+func TestListsOf200000RowsTakeTheMemoryOfAPage(t *testing.T) {
+	const bound = 16 << 20 // all rows would take about 100 MiB, all standings 30 MiB
 	rows := 200_000
 	if testing.Short() {
 		rows = 60_000
@@ -186,20 +204,37 @@ func TestListOf200000RowsTakesTheMemoryOfAPage(t *testing.T) {
 		runtime.ReadMemStats(&m)
 		return m.HeapAlloc
 	}
-	before, most, n := heap(), uint64(0), 0
-	for _, err := range r.List(t.Context(), Filter{}) {
-		if err != nil {
-			t.Fatal(err)
+	for name, list := range map[string]func(yield func() bool) error{
+		"List": func(yield func() bool) error {
+			for _, err := range r.List(t.Context(), Filter{}) {
+				if err != nil || !yield() {
+					return err
+				}
+			}
+			return nil
+		},
+		"Standings": func(yield func() bool) error {
+			for _, err := range r.Standings(t.Context()) {
+				if err != nil || !yield() {
+					return err
+				}
+			}
+			return nil
+		},
+	} {
+		before, most, n := heap(), uint64(0), 0
+		err := list(func() bool {
+			if n++; n%10_000 == 0 {
+				most = max(most, heap())
+			}
+			return true
+		})
+		if n != rows || err != nil {
+			t.Errorf("%s: %d rows, error %v", name, n, err)
 		}
-		if n++; n%10_000 == 0 {
-			most = max(most, heap())
+		if most > before+bound {
+			t.Errorf("%s: the heap grew by %d MiB", name, (most-before)>>20)
 		}
-	}
-	if n != rows {
-		t.Errorf("%d rows", n)
-	}
-	if most > before+bound {
-		t.Errorf("the heap grew by %d MiB", (most-before)>>20)
 	}
 }
 
@@ -216,11 +251,25 @@ func TestCounts(t *testing.T) {
 	r, _ := fresh(t)
 	seed(t, r, 3)
 	intend(t, r, absent(Key{"user-0000001", "main"}), present(Key{"x", "far"}, "v"))
+	intoState(t, r, Key{"never looked at again", "main"}, Registered, time.Time{})
+	intoState(t, r, Key{"also never", "hopeless"}, Failed, time.Time{})
+	intoState(t, r, Key{"refused", "main"}, Failed, noon)
+	intoState(t, r, Key{"foreign", "far"}, Conflict, noon)
+	intoState(t, r, Key{"fine", "fine"}, Registered, noon)
 	got, err := r.Counts(t.Context())
-	want := []Count{{"far", Pending, 1}, {"main", Registered, 2}, {"main", Removing, 1}}
+	want := []Count{{"far", Conflict, 1}, {"far", Pending, 1}, {"fine", Registered, 1}, {"hopeless", Failed, 1},
+		{"main", Failed, 1}, {"main", Registered, 3}, {"main", Removing, 1}}
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Error(diff, err)
 	}
+}
+
+// intoState makes a row that is in a state and is looked at next at a time.
+func intoState(t testing.TB, r *Registry, key Key, state State, next time.Time) {
+	t.Helper()
+	intend(t, r, present(key, "v"))
+	reg := take(t, r, key, "agent")
+	record(t, r, "agent", Result{Key: key, Revision: reg.Revision, State: state, NextAt: next})
 }
 
 func version(t testing.TB, r *Registry) int64 {
@@ -332,8 +381,10 @@ func TestServersAreThoseThatHaveRows(t *testing.T) {
 			intend(t, r, present(Key{user, server}, "v"))
 		}
 	}
+	intoState(t, r, Key{"a", "never"}, Registered, time.Time{})
+	intoState(t, r, Key{"a", "refuses"}, Failed, noon)
 	got, err := r.Servers(t.Context())
-	if diff := cmp.Diff([]string{"one", "two", "ä"}, got); diff != "" || err != nil {
+	if diff := cmp.Diff([]string{"never", "one", "refuses", "two", "ä"}, got); diff != "" || err != nil {
 		t.Error(diff, err)
 	}
 }

@@ -148,14 +148,24 @@ func TestRecordAfterTheWishChangedKeepsOnlyWhatWasLearnt(t *testing.T) {
 }
 
 func TestRecordGoneAfterTheWishChangedDeletesNothing(t *testing.T) {
-	r, _ := fresh(t)
-	intend(t, r, absent(alice))
-	old := take(t, r, alice, "agent")
-	intend(t, r, present(alice, "user=alice"))
-	record(t, r, "agent", Result{Key: alice, Revision: old.Revision, Gone: true, Written: []string{}})
-	got := get(t, r, alice)
-	if got.Wanted != Present || got.State != Pending || got.ClaimedBy != "" || !got.NextAt.Equal(noon) {
-		t.Errorf("%+v", got)
+	for name, tc := range map[string]struct {
+		change Intent
+		want   State
+	}{
+		"to be registered":    {present(alice, "user=alice"), Pending},
+		"to be removed again": {Intent{Key: alice, Wanted: Absent, Force: true}, Removing},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, _ := fresh(t)
+			intend(t, r, absent(alice))
+			old := take(t, r, alice, "agent")
+			intend(t, r, tc.change)
+			record(t, r, "agent", Result{Key: alice, Revision: old.Revision, Gone: true, Written: []string{}})
+			got := get(t, r, alice)
+			if got.Wanted != tc.change.Wanted || got.State != tc.want || got.ClaimedBy != "" || !got.NextAt.Equal(noon) || got.Force != tc.change.Force {
+				t.Errorf("%+v", got)
+			}
+		})
 	}
 }
 

@@ -65,8 +65,12 @@ func (r *rowReader) read(scan func(...any) error) (Registration, error) {
 
 func scanRow(row *sql.Row) (Registration, error) { return newRowReader().read(row.Scan) }
 
-func millis(t time.Time) sql.NullInt64 {
-	return sql.NullInt64{Int64: t.UnixMilli(), Valid: !t.IsZero()}
+// millis is a time as it is stored: an int64, or nil for none.
+func millis(t time.Time) any {
+	if t.IsZero() {
+		return nil
+	}
+	return t.UnixMilli()
 }
 
 // fromMillis takes what the driver returns for a BIGINT: an int64, or nil.

@@ -150,7 +150,7 @@ func TestRegistryOfSchema1GoesOnWithAllItsRows(t *testing.T) {
 	}
 	// What is new finds the old rows.
 	got, err := r.Backlogs(t.Context())
-	want := []Backlog{{"far", 1, time.UnixMilli(6000).UTC(), 1}, {"main", 1, time.UnixMilli(5000).UTC(), 0}}
+	want := []Backlog{{Server: "far", Due: 1, Oldest: time.UnixMilli(6000).UTC(), Retrying: 1}, {Server: "main", Due: 1, Oldest: time.UnixMilli(5000).UTC()}}
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Error(diff, err)
 	}

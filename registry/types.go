@@ -92,6 +92,13 @@ type Intent struct {
 	Wanted    Wanted    // Present or Absent
 	ExpiresAt time.Time // when to unregister by itself; zero: never
 	Force     bool      // may replace or remove a foreign value
+
+	// Revision, unless 0, says of which row the wish was thought: if it is
+	// gone, or has another revision, the intent is passed over.
+	Revision int64
+	// OnlyIfOther passes the intent over if the row wants the same already:
+	// present or absent, identity and value, and has not expired.
+	OnlyIfOther bool
 }
 
 // Bounds of what is stored. Names come from strangers; Dovecot itself takes

@@ -21,6 +21,11 @@ const (
 	rest  = 5 * time.Millisecond
 )
 
+// writerStatements are prepared once, for the life of the writer's connection.
+var writerStatements = []string{sqlRevision, sqlSelect, sqlClaim, sqlRecord, sqlGone, sqlStillWanted, sqlLearn,
+	sqlProveIdentity, sqlProveUser, sqlDue, sqlHasten, sqlSpread, sqlRelease, sqlReclaim,
+	sqlOpenCircuit, sqlCloseCircuit}
+
 // writer carries out all changes on one connection, in one goroutine. Calls
 // that come while a commit is under way share the next one: a sync to disk
 // costs more than the change of a row, so that 16 callers get four times
@@ -28,9 +33,10 @@ const (
 type writer struct {
 	path  string
 	db    *sql.DB
-	still func() error         // fails if commits would go to a file that nobody will see
-	stmts map[string]*sql.Stmt // by SQL text
-	queue chan *change         // unbuffered: what waits is bounded by the callers
+	still func() error              // fails if commits would go to a file that nobody will see
+	stmts map[string]*sql.Stmt      // by SQL text
+	rows  []map[rowsQuery]*sql.Stmt // for each of rowsSizes, so far
+	queue chan *change              // unbuffered: what waits is bounded by the callers
 	stop  chan struct{}
 	done  chan struct{} // closed when run has returned
 	once  sync.Once
@@ -50,11 +56,25 @@ type change struct {
 // transaction runs prepared statements inside a transaction.
 type transaction struct {
 	*sql.Tx
-	stmts map[string]*sql.Stmt
+	w     *writer
+	bound map[*sql.Stmt]*sql.Stmt // by what they were prepared as
+}
+
+// bind returns a statement of the transaction's own, made once.
+func (tx transaction) bind(stmt *sql.Stmt) *sql.Stmt {
+	bound, ok := tx.bound[stmt]
+	if !ok {
+		bound = tx.Stmt(stmt)
+		tx.bound[stmt] = bound
+	}
+	return bound
 }
 
 func (tx transaction) exec(ctx context.Context, query string, args ...any) (int64, error) {
-	res, err := tx.StmtContext(ctx, tx.stmts[query]).ExecContext(ctx, args...)
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	res, err := tx.bind(tx.w.stmts[query]).ExecContext(unwatched(ctx), args...)
 	if err != nil {
 		return 0, err
 	}
@@ -62,7 +82,43 @@ func (tx transaction) exec(ctx context.Context, query string, args ...any) (int6
 }
 
 func (tx transaction) row(ctx context.Context, query string, args ...any) *sql.Row {
-	return tx.StmtContext(ctx, tx.stmts[query]).QueryRowContext(ctx, args...)
+	return tx.bind(tx.w.stmts[query]).QueryRowContext(unwatched(ctx), args...)
+}
+
+// unwatched is for statements that do not take long: where a context can end,
+// the driver starts a goroutine to watch it for each statement, which took a
+// sixth of the time. What can take long is to get the lock, when a transaction
+// begins.
+func unwatched(ctx context.Context) context.Context { return context.WithoutCancel(ctx) }
+
+// call is a statement and what it is about.
+type call struct {
+	query string
+	args  []any
+}
+
+// change carries out calls in one transaction, and returns how many rows they
+// changed.
+func (r *Registry) change(ctx context.Context, op string, calls ...call) (int64, error) {
+	if len(calls) == 0 {
+		return 0, nil
+	}
+	var total int64
+	err := r.writer.submit(ctx, op, len(calls), func(ctx context.Context, tx transaction) error {
+		total = 0
+		for _, c := range calls {
+			n, err := tx.exec(ctx, c.query, c.args...)
+			if err != nil {
+				return err
+			}
+			total += n
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, err // total may still be written to
+	}
+	return total, nil
 }
 
 // newWriter prepares the statements and starts the goroutine, which close
@@ -86,6 +142,9 @@ func newWriter(ctx context.Context, path string, db *sql.DB, still func() error)
 			return nil, explain(path, "prepare statements", err)
 		}
 		w.stmts[query] = stmt
+	}
+	if err := w.prepare(ctx, 1); err != nil {
+		return nil, explain(path, "prepare statements", err)
 	}
 	go w.run()
 	return w, nil
@@ -207,12 +266,20 @@ func (w *writer) transact(batch []*change) (err error, culprit bool) {
 		})()
 	}
 
+	rows := 0
+	for _, c := range batch {
+		rows = max(rows, c.rows)
+	}
+	if err := w.prepare(ctx, rows); err != nil {
+		return err, false
+	}
 	tx, err := w.db.BeginTx(ctx, nil)
 	if err != nil {
 		return err, false
 	}
+	bound := transaction{tx, w, make(map[*sql.Stmt]*sql.Stmt)}
 	for _, c := range batch {
-		if err := c.do(ctx, transaction{tx, w.stmts}); err != nil {
+		if err := c.do(ctx, bound); err != nil {
 			if rollbackErr := tx.Rollback(); rollbackErr != nil && !errors.Is(rollbackErr, sql.ErrTxDone) {
 				err = fmt.Errorf("%w (and roll back: %v)", err, rollbackErr)
 			}

@@ -58,7 +58,7 @@ func TestABatchIsOneTransactionAndErrorsStayWithTheirCaller(t *testing.T) {
 	makeChange := func(user string, fail error) *change {
 		return &change{ctx: t.Context(), rows: 1, done: make(chan struct{}), do: func(ctx context.Context, tx transaction) error {
 			began = append(began, tx)
-			if _, err := tx.exec(ctx, sqlIntend, user, "main", "", "v", "present", "pending", nil, nil, 0); err != nil {
+			if err := intendEach(ctx, tx, []Intent{present(Key{user, "main"}, "v")}, noon); err != nil {
 				return err
 			}
 			return fail
@@ -159,4 +159,19 @@ func TestCloseAnswersThoseWhoWait(t *testing.T) {
 		t.Error(err)
 	}
 	wg.Wait()
+}
+
+func TestCancelledCallChangesNothing(t *testing.T) {
+	r, _ := fresh(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := r.Intend(ctx, present(alice, "user=alice")); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	if _, found, err := r.Get(t.Context(), alice); found || err != nil {
+		t.Errorf("found %v, error %v", found, err)
+	}
+	if _, _, err := r.Get(ctx, alice); !errors.Is(err, context.Canceled) {
+		t.Errorf("get: error %v", err)
+	}
 }
