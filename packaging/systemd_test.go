@@ -147,8 +147,8 @@ func TestServicesAreHardenedAlike(t *testing.T) {
 		rest, _, _ = strings.Cut(rest, "\n[Install]")
 		return strings.TrimSpace(rest)
 	}
-	if a, b := hardening("dovepush.service"), hardening("dovepush-verify.service"); a != b {
-		t.Errorf("dovepush.service:\n%s\n\ndovepush-verify.service:\n%s", a, b)
+	if a, b := hardening("dovepush.service"), hardening("dovepush-reconcile.service"); a != b {
+		t.Errorf("dovepush.service:\n%s\n\ndovepush-reconcile.service:\n%s", a, b)
 	}
 }
 
@@ -158,7 +158,7 @@ func TestSystemdSaysWhatIsWrong(t *testing.T) {
 		{"misspelt key", "dovepush.service", "NoNewPrivileges=", "NoNewPrivilege=", "Unknown key"},
 		{"value that is none", "dovepush.socket", "SocketMode=0660", "SocketMode=rw", "Failed to parse mode"},
 		{"program that is not there", "dovepush.service", "/dovepush serve", "/absent serve", "not executable"},
-		{"date that is none", "dovepush-verify.timer", "04:00:00", "28:00:00", "Failed to parse calendar"},
+		{"date that is none", "dovepush-reconcile.timer", "04:00:00", "28:00:00", "Failed to parse calendar"},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			dir, names := units(t)

@@ -123,7 +123,7 @@ func (f *requestFlags) shared(cmd *cobra.Command) {
 }
 
 func (f *requestFlags) delayed(cmd *cobra.Command) {
-	cmd.Flags().BoolVar(&f.noWait, "no-wait", false, "only record it; dovepush serve does it, or the next dovepush verify USER")
+	cmd.Flags().BoolVar(&f.noWait, "no-wait", false, "only record it; dovepush serve does it, or the next dovepush reconcile")
 }
 
 // requests carries out one action for all users, and reports each.

@@ -13,6 +13,7 @@ import (
 	"dovepush/config"
 	"dovepush/imapmeta"
 	"dovepush/registry"
+	"dovepush/userlist"
 )
 
 // Exit codes of sysexits.h, as Dovecot's own tools use them, and the shell's
@@ -100,7 +101,11 @@ func exitCode(err error) int {
 		return exitOK
 	case errors.As(err, &usage):
 		return exitUsage
-	case is(agent.ErrStopped, agent.ErrLate, agent.ErrDoubt, agent.ErrOvertaken, errReplaced):
+	case is(syscall.ENOSPC):
+		return exitTemporary
+	case errors.As(err, new(*brakeError)), is(errList, userlist.ErrMalformed):
+		return exitData
+	case is(agent.ErrStopped, agent.ErrStrained, agent.ErrLate, agent.ErrDoubt, agent.ErrOvertaken, errReplaced):
 		return exitTemporary
 	case errors.As(err, &setting), errors.As(err, &secret), is(errConfig, fs.ErrNotExist, syscall.ENOTDIR, registry.ErrNewer, registry.ErrForeign, registry.ErrCorrupt):
 		return exitConfig
@@ -112,7 +117,7 @@ func exitCode(err error) int {
 		return exitTemporary
 	case is(agent.ErrUser, agent.ErrIdentity, agent.ErrNoServer):
 		return exitData
-	case is(agent.ErrNotRegistered, imapmeta.ErrNoUser):
+	case is(agent.ErrNotRegistered, agent.ErrRefused, imapmeta.ErrNoUser):
 		return exitNoUser
 	case errors.As(err, &exchange):
 		return exchangeCode(exchange)
@@ -141,7 +146,10 @@ func exchangeCode(e *imapmeta.Error) int {
 func hintFor(err error) string {
 	var exchange *imapmeta.Error
 	var usage *usageError
+	var brake *brakeError
 	switch {
+	case errors.As(err, &brake):
+		return brake.hint
 	case errors.As(err, &usage):
 		return "dovepush help, or dovepush help COMMAND, tells more"
 	case errors.Is(err, agent.ErrDoubt):

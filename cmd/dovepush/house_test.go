@@ -12,6 +12,8 @@ func TestEveryPackageKeepsToItsRoom(t *testing.T) {
 	ours := map[string][]string{
 		"dovepush/agent":                        {"dovepush/imapmeta", "dovepush/registry"},
 		"dovepush/api":                          {"dovepush/agent", "dovepush/imapmeta", "dovepush/registry"},
+		"dovepush/bench":                        {"dovepush/internal/dovecot"},
+		"dovepush/bench/raw":                    nil,
 		"dovepush/config":                       nil,
 		"dovepush/imapmeta":                     nil,
 		"dovepush/internal/dovecot":             nil,
@@ -33,6 +35,7 @@ func TestEveryPackageKeepsToItsRoom(t *testing.T) {
 		"github.com/prometheus/":      "dovepush/metrics",
 		"github.com/failsafe-go/":     "dovepush/agent",
 		"github.com/lanrat/":          "dovepush/userlist",
+		"github.com/schollz/":         "dovepush/cmd/dovepush",
 	}
 	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`, "dovepush/...").Output()
 	if err != nil {
