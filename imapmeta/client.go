@@ -74,7 +74,8 @@ func New(o Options) (*Client, error) {
 	if conf.ServerName == "" {
 		conf.ServerName = host
 	}
-	return &Client{options: o, tls: conf, dial: new(net.Dialer).DialContext,
+	dialer := net.Dialer{KeepAlive: -1} // no connection outlives its time limit
+	return &Client{options: o, tls: conf, dial: dialer.DialContext,
 		slots:   make(chan struct{}, o.MaxConnections),
 		reading: make(chan struct{}, 1)}, nil
 }
@@ -179,7 +180,11 @@ func (s *session) update(decide func(have Value) Change) (outcome Outcome, err e
 		b := []byte(value)
 		entries[Entry] = &b
 	}
+	// Held back, it travels with LOGOUT. But go-imap sends 8-bit values as
+	// literals, and may wait for the server's leave to go on (RFC 9051 section 4.3).
+	s.hold = !strings.ContainsFunc(string(value), func(r rune) bool { return r < ' ' || r > '~' })
 	set := client.SetMetadata("", entries)
+	s.hold = false
 	if s.lost {
 		return outcome, s.commandError("setmetadata", errClosed)
 	}

@@ -50,7 +50,8 @@ type session struct {
 	greeted  bool
 	loggedIn bool
 	login    login
-	pending  []byte // the AUTHENTICATE line, waiting to travel with what go-imap writes first
+	pending  []byte // what waits to travel with what go-imap writes next: the AUTHENTICATE line, or what was held
+	hold     bool   // what go-imap writes waits
 	caps     []string
 
 	ready []byte // what go-imap has yet to read
@@ -235,6 +236,10 @@ func (s *session) loginReply(r reply, reason string) error {
 // connection before the server's reason for closing it was read.
 func (s *session) Write(p []byte) (int, error) {
 	s.lost = s.closed.Load()
+	if s.hold {
+		s.pending = append(s.pending, p...)
+		return len(p), nil
+	}
 	out := p
 	if s.pending != nil {
 		out = append(s.pending, p...)
