@@ -13,7 +13,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 TOOL = $(GO) tool -modfile=tools/go.mod
 
-.PHONY: build demo test check unit fuzz bench vuln setup setup-demo setup-race setup-systemd clean
+.PHONY: build demo test check unit fuzz bench vuln setup setup-demo setup-race setup-systemd setup-bench clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o dovepush ./cmd/dovepush
@@ -41,8 +41,16 @@ fuzz:
 		done; \
 	done
 
-bench:
+bench: setup setup-bench
 	$(GO) test -run '^$$' -bench . -benchmem ./...
+	$(GO) run ./bench
+
+# One contender is a Python loop.
+setup-bench:
+	@if ! command -v python3 >/dev/null; then \
+		echo "bench: installing python3"; \
+		$(SUDO) apt-get update -q && $(SUDO) apt-get install -y -q --no-install-recommends python3-minimal libpython3-stdlib; \
+	fi
 
 vuln:
 	$(TOOL) govulncheck ./...

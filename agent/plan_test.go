@@ -173,7 +173,7 @@ func TestPlanFilesHaveNoName(t *testing.T) {
 	if files, err := os.ReadDir(dir); len(files) > 0 || err != nil {
 		t.Errorf("%v, %v", files, err)
 	}
-	if _, err := a.Plan(t.Context(), Aim{Dir: dir + "/none", Verify: All}, nil); !errors.Is(err, os.ErrNotExist) {
+	if _, err := a.Plan(t.Context(), Aim{Dir: dir + "/none", Verify: All}, nil); !errors.Is(err, os.ErrNotExist) || !errors.Is(err, ErrPlanFile) {
 		t.Errorf("without a directory: %v", err)
 	}
 }

@@ -10,6 +10,9 @@ import (
 	"os"
 )
 
+// ErrPlanFile: the temporary file that a plan is kept in cannot be used.
+var ErrPlanFile = errors.New("temporary file of the plan")
+
 // step is one user's part of a plan.
 type step struct {
 	kind     Planned
@@ -33,10 +36,10 @@ type spool struct {
 func newSpool(dir string) (*spool, error) {
 	file, err := os.CreateTemp(dir, "dovepush-plan-*")
 	if err != nil {
-		return nil, fmt.Errorf("make a temporary file for the plan: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrPlanFile, err)
 	}
 	if err := os.Remove(file.Name()); err != nil {
-		return nil, errors.Join(fmt.Errorf("temporary file for the plan: %w", err), file.Close())
+		return nil, errors.Join(fmt.Errorf("%w: %w", ErrPlanFile, err), file.Close())
 	}
 	return &spool{file: file, out: bufio.NewWriterSize(file, 64<<10)}, nil
 }
@@ -53,7 +56,7 @@ func (s *spool) add(st step) error {
 		s.buf = append(s.buf, text...)
 	}
 	if _, err := s.out.Write(s.buf); err != nil {
-		return fmt.Errorf("write the plan to a temporary file: %w", err)
+		return fmt.Errorf("%w: write: %w", ErrPlanFile, err)
 	}
 	s.n++
 	return nil
@@ -73,7 +76,7 @@ func (s *spool) steps() iter.Seq2[step, error] {
 				st, err = readStep(in)
 			}
 			if err != nil {
-				yield(step{}, fmt.Errorf("read the plan from its temporary file: %w", err))
+				yield(step{}, fmt.Errorf("%w: read: %w", ErrPlanFile, err))
 				return
 			}
 			if !yield(st, nil) {

@@ -40,17 +40,19 @@ const (
 		WHERE server = $3 AND ` + slow + ` = $4 AND next_at IS NOT NULL AND ` + idle + `
 		ORDER BY next_at LIMIT 1`
 
+	countDue = `SELECT count(*) FROM registrations WHERE server = name AND next_at <= $1 AND ` + slow + ` = `
+
 	// It hops from server to server, and counts in the indexes alone: of
 	// 1,000,000 rows, of which none is due, it reads some ten. Few are claimed.
 	sqlBacklogs = `
 		` + withServers + `
 		SELECT name,
-			(SELECT count(*) FROM registrations WHERE server = name AND ` + slow + ` = 0 AND next_at <= $1)
+			(` + countDue + `0)
 				- (SELECT count(*) FROM registrations INDEXED BY registrations_claimed
 					WHERE claimed_by <> '' AND server = name AND ` + slow + ` = 0 AND next_at <= $1 AND NOT ` + idle + `),
 			(SELECT next_at FROM registrations
 				WHERE server = name AND ` + slow + ` = 0 AND next_at <= $1 AND ` + idle + ` ORDER BY next_at LIMIT 1),
-			(SELECT count(*) FROM registrations WHERE server = name AND ` + slow + ` = 1 AND next_at <= $1)
+			(` + countDue + `1)
 				- (SELECT count(*) FROM registrations INDEXED BY registrations_claimed
 					WHERE claimed_by <> '' AND server = name AND ` + slow + ` = 1 AND next_at <= $1 AND NOT ` + idle + `),
 			(SELECT count(*) FROM registrations WHERE server = name AND error_kind <> '' AND error_kind IN ('retry', 'server'))

@@ -31,8 +31,10 @@ const (
 
 var (
 	rowsIntend = rowsQuery{
-		head: `INSERT INTO registrations (` + columns + `) VALUES `,
-		row:  `(?, ?, ?, ?, ?, ?, ?, 0, ?, NULL, NULL, NULL, '', '', ?, '` + noneWritten + `', NULL, 1, '', NULL)`,
+		// What all have in common is bound once. It comes first, for a ? has the
+		// number after the highest that stands before it.
+		head: `WITH common AS (SELECT ?1, ?2, ?3, ?4, ?5, ?6) INSERT INTO registrations (` + columns + `) VALUES `,
+		row:  `(?, ?1, ?, ?, ?2, ?3, ?4, 0, ?5, NULL, NULL, NULL, '', '', ?6, '` + noneWritten + `', NULL, 1, '', NULL)`,
 		tail: wish,
 	}
 	rowsIntendIfOther = rowsQuery{rowsIntend.head, rowsIntend.row, wish + ` WHERE ` + other}
@@ -97,7 +99,7 @@ func intendEach(ctx context.Context, tx transaction, intents []Intent, now time.
 				continue
 			}
 		} else {
-			for n < len(intents) && intents[n].Revision == 0 && intents[n].OnlyIfOther == first.OnlyIfOther {
+			for n < len(intents) && intents[n].alike(first) {
 				n++
 			}
 		}
@@ -113,6 +115,12 @@ func intendEach(ctx context.Context, tx transaction, intents []Intent, now time.
 	return nil
 }
 
+// alike reports whether two intents can be carried out by one statement.
+func (in Intent) alike(other Intent) bool {
+	return in.Server == other.Server && in.Wanted == other.Wanted && in.ExpiresAt.Equal(other.ExpiresAt) && in.Force == other.Force &&
+		in.OnlyIfOther == other.OnlyIfOther && in.Revision == 0 && other.Revision == 0
+}
+
 func isCurrent(ctx context.Context, tx transaction, in Intent) (bool, error) {
 	var revision int64
 	err := tx.row(ctx, sqlRevision, in.User, in.Server).Scan(&revision)
@@ -122,20 +130,21 @@ func isCurrent(ctx context.Context, tx transaction, in Intent) (bool, error) {
 	return revision == in.Revision, err
 }
 
+// intendRows carries out intents that are alike.
 func intendRows(ctx context.Context, tx transaction, query rowsQuery, intents []Intent, now time.Time) error {
-	var args []any
+	first, state := intents[0], Pending
+	if first.Wanted == Absent {
+		state = Removing
+	}
+	args := []any{first.Server, string(first.Wanted), string(state), millis(first.ExpiresAt), millis(now), bit(first.Force)}
+	common := len(args)
 	return tx.inSteps(ctx, query, len(intents), func(stmt *sql.Stmt, from, to int) error {
-		args = args[:0]
+		args = args[:common]
 		for _, in := range intents[from:to] {
-			state := Pending
-			if in.Wanted == Absent {
-				state = Removing
-			}
-			args = append(args, in.User, in.Server, in.Identity, in.Value, string(in.Wanted), string(state),
-				millis(in.ExpiresAt), millis(now), bit(in.Force))
+			args = append(args, in.User, in.Identity, in.Value)
 		}
 		if _, err := stmt.ExecContext(unwatched(ctx), args...); err != nil {
-			return fmt.Errorf("user %q on server %q, or one of the next %d: %w", intents[from].User, intents[from].Server, to-from-1, err)
+			return fmt.Errorf("user %q on server %q, or one of the next %d: %w", intents[from].User, first.Server, to-from-1, err)
 		}
 		return nil
 	})

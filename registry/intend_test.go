@@ -268,16 +268,24 @@ func TestIntendOfManyKindsKeepsTheirOrder(t *testing.T) {
 	}
 	add := func(in Intent, state State, revision int64) {
 		intents = append(intents, in)
-		want[in.Key] = Registration{Identity: in.Identity, Value: in.Value, Wanted: in.Wanted, State: state, Revision: revision}
+		want[in.Key] = Registration{Identity: in.Identity, Value: in.Value, Wanted: in.Wanted, State: state, Revision: revision,
+			ExpiresAt: in.ExpiresAt, Force: in.Force}
 	}
-	add(present(rowKey(5), "a"), Pending, 2)                                                              // again
-	add(present(rowKey(5), "b"), Pending, 3)                                                              // and again
-	add(Intent{Key: rowKey(5), Value: "c", Wanted: Present, OnlyIfOther: true}, Pending, 4)               // other than just before
-	intents = append(intents, Intent{Key: rowKey(5), Value: "c", Wanted: Present, OnlyIfOther: true})     // the same as just before
-	add(Intent{Key: rowKey(5), Value: "d", Wanted: Present, Revision: 4}, Pending, 5)                     // as it is by now
-	intents = append(intents, Intent{Key: rowKey(5), Value: "e", Wanted: Present, Revision: 4})           // and was
-	add(absent(rowKey(6)), Removing, 2)                                                                   //
-	intents = append(intents, Intent{Key: rowKey(7), Value: "x", Wanted: Present, Revision: 9})           // never was
+	add(present(rowKey(5), "a"), Pending, 2)                                                          // again
+	add(present(rowKey(5), "b"), Pending, 3)                                                          // and again
+	intents = append(intents, Intent{Key: rowKey(7), Value: "x", Wanted: Present, Revision: 9})       // never was
+	add(Intent{Key: rowKey(5), Value: "c", Wanted: Present, OnlyIfOther: true}, Pending, 4)           // other than just before
+	intents = append(intents, Intent{Key: rowKey(5), Value: "c", Wanted: Present, OnlyIfOther: true}) // the same as just before
+	add(Intent{Key: rowKey(5), Value: "d", Wanted: Present, Revision: 4}, Pending, 5)                 // as it is by now
+	intents = append(intents, Intent{Key: rowKey(5), Value: "e", Wanted: Present, Revision: 4})       // and was
+	add(absent(rowKey(6)), Removing, 2)                                                               //
+	for i, in := range []Intent{{Force: true}, {}, {ExpiresAt: noon.Add(time.Hour)}, {ExpiresAt: noon.Add(2 * time.Hour)}, {Key: Key{Server: "far"}}, {Key: Key{Server: "further"}}} {
+		in.User, in.Value, in.Wanted = fmt.Sprint("with ", i), "v", Present
+		if in.Server == "" {
+			in.Server = "main"
+		}
+		add(in, Pending, 1)
+	}
 	add(Intent{Key: Key{"new", "main"}, Value: "v", Wanted: Present, OnlyIfOther: true}, Pending, 1)      // is not there
 	intents = append(intents, Intent{Key: Key{"none", "main"}, Value: "v", Wanted: Present, Revision: 1}) // is not there
 	intend(t, r, intents...)
@@ -288,7 +296,8 @@ func TestIntendOfManyKindsKeepsTheirOrder(t *testing.T) {
 	}
 	for _, reg := range regs {
 		w := want[reg.Key()]
-		if got := (Registration{Identity: reg.Identity, Value: reg.Value, Wanted: reg.Wanted, State: reg.State, Revision: reg.Revision}); !cmp.Equal(w, got) {
+		if got := (Registration{Identity: reg.Identity, Value: reg.Value, Wanted: reg.Wanted, State: reg.State, Revision: reg.Revision,
+			ExpiresAt: reg.ExpiresAt, Force: reg.Force}); !cmp.Equal(w, got) {
 			t.Errorf("%v: %s", reg.Key(), cmp.Diff(w, got))
 		}
 	}

@@ -101,7 +101,7 @@ func exitCode(err error) int {
 		return exitOK
 	case errors.As(err, &usage):
 		return exitUsage
-	case is(syscall.ENOSPC):
+	case is(agent.ErrPlanFile), is(errList) && is(syscall.ENOSPC): // no room for temporary files
 		return exitTemporary
 	case errors.As(err, new(*brakeError)), is(errList, userlist.ErrMalformed):
 		return exitData

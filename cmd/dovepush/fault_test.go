@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -13,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"dovepush/internal/dovecot"
 	"dovepush/internal/dovecot/dovecottest"
@@ -213,31 +214,39 @@ func TestAnInterruptEndsTheWaitAndKeepsTheWish(t *testing.T) {
 	})
 }
 
+// input gives the command a standard input, and returns the other end. read
+// writes to it, and waits until all of that has been read.
+func input(t *testing.T, cmd *exec.Cmd) (in *os.File, read func(text string)) {
+	t.Helper()
+	theirs, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdin = theirs
+	t.Cleanup(func() { theirs.Close(); in.Close() })
+	return in, func(text string) {
+		t.Helper()
+		io.WriteString(in, text)
+		eventually(t, "it reads its standard input", func() error {
+			left, err := unix.IoctlGetInt(int(in.Fd()), unix.TIOCINQ)
+			if err != nil || left > 0 {
+				return fmt.Errorf("%d bytes are left, %v", left, err)
+			}
+			return nil
+		})
+	}
+}
+
 func TestAnInterruptEndsTheWaitForStandardInput(t *testing.T) {
 	s := dovecottest.Start(t, dovecot.Options{Version: dovecot.V23, Users: []dovecot.User{{Name: "alice", Password: "x"}}})
 	w := newSite(t, s)
 	for _, args := range [][]string{{"register", "-"}, {"register", "-", "--no-wait"}, {"verify", "-"}, {"status", "-"}, {"register", "alice", "--password-stdin"}} {
 		cmd := w.command(args...)
-		in, err := cmd.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
+		in, read := input(t, cmd)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		if args[len(args)-1] != "--password-stdin" {
-			// The answer to the first name tells that it waits for the next.
-			io.WriteString(in, "alice\n")
-			if _, err := bufio.NewReader(out).ReadString('\n'); err != nil && args[0] != "verify" {
-				t.Fatalf("%v: %v", args, err)
-			}
-		} else {
-			time.Sleep(200 * time.Millisecond)
-		}
+		read("alice\n")
 		cmd.Process.Signal(syscall.SIGTERM)
 		cmd.Wait()
 		if code := cmd.ProcessState.ExitCode(); code != 130 {

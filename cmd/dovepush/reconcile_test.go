@@ -12,7 +12,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"dovepush/internal/dovecot"
 )
@@ -259,16 +258,11 @@ func TestListOnAPipeThatStaysOpenEndsWithUs(t *testing.T) {
 	w := &site{t: t, dir: t.TempDir()}
 	w.write("config.toml", "[[server]]\naddress = \"127.0.0.1:1\"\n[server.auth]\nmaster_user = \"agent\"\npassword = \"x\"\n[registry]\npath = \"registry.db\"\n")
 	cmd := w.command("reconcile", "--users", "-")
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer in.Close()
+	_, read := input(t, cmd)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	io.WriteString(in, "alice\n")
-	time.Sleep(200 * time.Millisecond) // either way it must end
+	read("alice\n")
 	cmd.Process.Signal(syscall.SIGTERM)
 	cmd.Wait()
 	if code := cmd.ProcessState.ExitCode(); code != exitInterrupted {

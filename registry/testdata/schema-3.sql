@@ -30,7 +30,7 @@ CREATE TABLE "registrations" (
     PRIMARY KEY (username, server)
 ) WITHOUT ROWID;
 CREATE INDEX registrations_claimed ON registrations (claimed_by) WHERE claimed_by <> '';
-CREATE INDEX registrations_due ON registrations (server, (state = 'failed'), next_at);
+CREATE INDEX registrations_due ON registrations (server, (state = 'failed'), next_at, username, state);
 CREATE INDEX registrations_failing ON registrations (server, error_kind) WHERE error_kind <> '';
 CREATE INDEX registrations_identity ON registrations (identity) WHERE identity <> username AND identity <> '';
 CREATE INDEX registrations_state ON registrations (server, state) WHERE state <> 'registered';

@@ -39,8 +39,10 @@ ALTER TABLE registrations_new RENAME TO registrations;
 
 -- Users whom the server refused wait in a lane of their own: however many they
 -- are, who asks what else is due must not walk over them. The index has all
--- rows, also those that are never due: it tells how many a server has.
-CREATE INDEX registrations_due ON registrations (server, (state = 'failed'), next_at);
+-- rows, also those that are never due: it tells how many a server has. It has
+-- the state, for SQLite does not trust an expression alone to count by: it would
+-- read each row, ten times as slow.
+CREATE INDEX registrations_due ON registrations (server, (state = 'failed'), next_at, username, state);
 
 -- Few rows are anything else than registered where all is well.
 CREATE INDEX registrations_state ON registrations (server, state) WHERE state <> 'registered';
