@@ -222,12 +222,9 @@ func (a *Agent) accept(ctx context.Context, batch []*task) {
 // intent is what the request makes of what should be, and whether that is a
 // change. The key of the registration is set as soon as it is known.
 func (a *Agent) intent(ctx context.Context, r Request) (intent registry.Intent, changes bool, err error) {
-	if err := imapmeta.CheckUser(r.User); err != nil {
+	server, err := a.serverOf(r.User)
+	if err != nil {
 		return intent, false, err
-	}
-	server, ok := a.options.Route(r.User)
-	if !ok {
-		return intent, false, ErrNoServer
 	}
 	intent = registry.Intent{Key: registry.Key{User: r.User, Server: server}, Identity: r.Identity, Force: r.Force, Wanted: registry.Present}
 	if r.Action != Register {
@@ -254,6 +251,18 @@ func (a *Agent) intent(ctx context.Context, r Request) (intent registry.Intent, 
 		intent.ExpiresAt = a.options.Now().Add(r.Expires)
 	}
 	return intent, true, nil
+}
+
+// serverOf returns the server of a user who may be sent to one.
+func (a *Agent) serverOf(user string) (string, error) {
+	if err := imapmeta.CheckUser(user); err != nil {
+		return "", err
+	}
+	server, ok := a.options.Route(user)
+	if !ok {
+		return "", ErrNoServer
+	}
+	return server, nil
 }
 
 // complete adds to an intent what follows from its user and identity.
