@@ -142,9 +142,9 @@ func (a *Agent) takeDue(ctx, working context.Context, s *site, work *sync.WaitGr
 			p.exit()
 		}
 	}()
-	owner, now := a.owner(), a.options.Now()
-	until := now.Add(s.Timeout + claimSlack)
-	regs, err := a.options.Registry.Take(ctx, s.Name, owner, until, later(until, now.Add(a.options.RetryInitial)), len(places), s.hurried(len(places))...)
+	owner := a.owner()
+	until, retryAt := a.claimTimes(s.Timeout)
+	regs, err := a.options.Registry.Take(ctx, s.Name, owner, until, retryAt, len(places), s.hurried(len(places))...)
 	if err != nil {
 		if ctx.Err() != nil { // the claims may have been made nevertheless
 			err = errors.Join(err, a.release(ctx, owner))

@@ -151,11 +151,8 @@ func (a *Agent) claim(ctx context.Context, key registry.Key, owner string, timeo
 		if found && m.share && before.State == registry.Failed && before.ClaimedBy == "" && before.NextAt.After(a.options.Now()) {
 			return before, false, nil
 		}
-		now := a.options.Now()
-		until := now.Add(timeout + claimSlack)
-		// Should we die before recording, nobody looks again before the claim
-		// is over, nor sooner than after any other failure.
-		reg, outcome, err := a.options.Registry.Claim(ctx, key, owner, until, later(until, now.Add(a.options.RetryInitial)))
+		until, retryAt := a.claimTimes(timeout)
+		reg, outcome, err := a.options.Registry.Claim(ctx, key, owner, until, retryAt)
 		if err != nil {
 			return reg, false, err
 		}
@@ -185,6 +182,15 @@ func (a *Agent) claim(ctx context.Context, key registry.Key, owner string, timeo
 			return reg, false, err
 		}
 	}
+}
+
+// claimTimes returns until when to claim for work that takes so long, and when
+// to look again should we die before recording: not before the claim is over,
+// nor sooner than after any other failure.
+func (a *Agent) claimTimes(work time.Duration) (until, retryAt time.Time) {
+	now := a.options.Now()
+	until = now.Add(min(work+claimSlack, registry.MaxClaim))
+	return until, later(until, now.Add(a.options.RetryInitial))
 }
 
 // settled is the result for a row that somebody else has settled since it was

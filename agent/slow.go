@@ -114,9 +114,9 @@ func (a *Agent) takeRefused(ctx, working context.Context, s *site, work *sync.Wa
 	if err != nil {
 		return 0, err
 	}
-	owner, now := a.owner(), a.options.Now()
-	until := now.Add(s.Timeout + claimSlack)
-	reg, taken, err := a.options.Registry.TakeRefused(ctx, s.Name, owner, until, later(until, now.Add(a.options.RetryInitial)))
+	owner := a.owner()
+	until, retryAt := a.claimTimes(s.Timeout)
+	reg, taken, err := a.options.Registry.TakeRefused(ctx, s.Name, owner, until, retryAt)
 	if err != nil || !taken {
 		p.exit()
 		if ctx.Err() != nil { // the claim may have been made nevertheless

@@ -67,12 +67,11 @@ func (v *serverSweep) claimSome(ctx context.Context, users []step) (claimed, err
 	for i, st := range users {
 		names[i] = st.user
 	}
-	now := v.options.Now()
-	until := now.Add(min(v.site.Timeout+claimSlack+claimAhead, registry.MaxClaim))
+	until, retryAt := v.claimTimes(v.site.Timeout + claimAhead)
 	// To break this off would leave open who is claimed.
 	claiming, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTime)
 	defer cancel()
-	claims, err := v.options.Registry.ClaimEach(claiming, v.site.Name, v.owner, until, later(until, now.Add(v.options.RetryInitial)), names)
+	claims, err := v.options.Registry.ClaimEach(claiming, v.site.Name, v.owner, until, retryAt, names)
 	if err != nil {
 		return claimed{}, err
 	}
