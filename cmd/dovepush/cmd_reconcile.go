@@ -65,7 +65,7 @@ Says nothing when all is well, but for -v, --json and a terminal.`,
 	flags.StringVar(&f.users, "users", "", "who should be registered: a `FILE`, or - for standard input")
 	flags.StringVar(&f.command, "users-command", "", "who should be registered: what this `COMMAND` of the shell prints")
 	flags.BoolVar(&f.prune, "prune", false, "unregister who is not listed")
-	flags.StringVar(&f.maxPrune, "max-prune", "", "change nothing if --prune would unregister more than `N|P%` users (default 5%, or 10 users)")
+	flags.StringVar(&f.maxPrune, "max-prune", "", "change nothing if --prune would unregister more than `N|P%` users (default 5%, at least 10 users)")
 	flags.StringVar(&f.verify, "verify", string(agent.Due), "whose entries to look at though nothing has changed: `due|all|none`")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "only say what would be done")
 	flags.BoolVar(&f.noWait, "no-wait", false, "only record it; dovepush serve does it, or the next reconcile")
@@ -111,7 +111,7 @@ type brake struct {
 // parseBrake reads --max-prune; empty is the default.
 func parseBrake(s string) (brake, error) {
 	if s == "" {
-		return brake{users: 10, percent: 5, text: "5%, or 10 users"}, nil
+		return brake{users: 10, percent: 5, text: "5% (at least 10 users)"}, nil
 	}
 	if number, ok := strings.CutSuffix(s, "%"); ok {
 		percent, err := strconv.ParseFloat(number, 64)
