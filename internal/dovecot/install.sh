@@ -78,8 +78,17 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-apt_install() {
+apt_get_install() {
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" </dev/null
+}
+
+# apt_install installs packages. Lists that are some weeks old name versions
+# that the archive has no more (404): then they are fetched anew, once.
+apt_install() {
+	apt_get_install "$@" && return
+	say "apt could not install $*: once more with new package lists"
+	apt-get update -q
+	apt_get_install "$@"
 }
 
 refresh_lists() {
