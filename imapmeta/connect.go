@@ -85,27 +85,30 @@ func connectError(ctx context.Context, err error) error {
 	if e := contextError(ctx, "connect"); e != nil {
 		return e
 	}
-	if e := tlsError(err); e != nil {
+	if e := TLSError(err); e != nil {
 		return e
 	}
 	var dns *net.DNSError
 	if errors.As(err, &dns) && dns.IsNotFound {
 		return &Error{Kind: Server, Op: "connect", Err: err, Hint: hintAddress}
 	}
-	return &Error{Kind: Retry, Op: "connect", Err: hungUp(err)}
+	return &Error{Kind: Retry, Op: "connect", Err: HungUp(err)}
 }
 
-// hungUp puts the many ways to learn of a closed connection into words.
-func hungUp(err error) error {
+// HungUp puts the many ways to learn of a closed connection into words, and
+// returns other errors as they are.
+func HungUp(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
 		return errors.New("the server closed the connection without a word")
 	}
 	return err
 }
 
-// tlsError returns nil if err is not about trust or TLS settings.
-func tlsError(err error) error {
-	fail := func(hint string) error {
+// TLSError says what a failed handshake means: an error of kind server that is
+// ErrTLS. It returns nil if err is not about trust or TLS settings. Its hints
+// name the settings of a [[server]].
+func TLSError(err error) *Error {
+	fail := func(hint string) *Error {
 		return &Error{Kind: Server, Op: "connect", Err: fmt.Errorf("%w: %w", ErrTLS, err), Hint: hint}
 	}
 	var (

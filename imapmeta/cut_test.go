@@ -152,7 +152,7 @@ func cutAnywhere(t *testing.T, s *dovecot.Server) {
 				switch {
 				case lookErr != nil:
 					t.Error(lookErr)
-				case err == nil && (out != Outcome{before, Set(after)} || got != after):
+				case err == nil && (out != Outcome{Had: before, Did: Set(after)} || got != after):
 					t.Errorf("outcome %+v, the entry holds %q", out, got)
 				case err == nil:
 				case !errors.As(err, &e) || e.Kind != Retry || !out.Did.Keeps():

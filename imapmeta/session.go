@@ -407,10 +407,10 @@ func (s *session) ioError(err error) error {
 	if e := contextError(s.ctx, s.op); e != nil {
 		return e
 	}
-	if e := tlsError(err); e != nil {
+	if e := TLSError(err); e != nil {
 		return e
 	}
-	return &Error{Kind: Retry, Op: s.op, Err: hungUp(err)}
+	return &Error{Kind: Retry, Op: s.op, Err: HungUp(err)}
 }
 
 // The rest of net.Conn, for go-imap. Its deadlines are not wanted: see connect.

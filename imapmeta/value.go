@@ -175,4 +175,7 @@ func (c Change) String() string {
 type Outcome struct {
 	Had Value  // what the entry held
 	Did Change // what was carried out, and confirmed by the server
+	// Resent says that the change had been sent before, in a request that was
+	// not answered: Dovecot may carry it out once more, a minute later.
+	Resent bool
 }

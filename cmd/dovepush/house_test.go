@@ -15,6 +15,7 @@ func TestEveryPackageKeepsToItsRoom(t *testing.T) {
 		"dovepush/bench":                        {"dovepush/internal/dovecot"},
 		"dovepush/bench/raw":                    nil,
 		"dovepush/config":                       nil,
+		"dovepush/doveadm":                      {"dovepush/imapmeta"},
 		"dovepush/imapmeta":                     nil,
 		"dovepush/internal/dovecot":             nil,
 		"dovepush/internal/dovecot/dovecottest": {"dovepush/internal/dovecot"},
