@@ -29,10 +29,17 @@ type Server struct {
 	// LoginsPerSecond spaces Updates out; 0: no limit.
 	LoginsPerSecond int
 	// MaxConnections bounds how many Updates an Agent has under way at once,
-	// in all its Each together; 0: no bound. If Entries has a bound of its own,
-	// this must not be greater: who waits there holds a claim, and the time
-	// that he waits is part of Timeout.
+	// in all its Each together; 0: no bound. Who waits within Entries holds a
+	// claim, and the time that he waits is part of Timeout: this must not be much
+	// greater than a bound that Entries has of its own.
 	MaxConnections int
+	// LogsNobodyIn says that Entries reaches users without a login of theirs:
+	// then a refused one delays nobody.
+	LogsNobodyIn bool
+	// Exists reports whether Dovecot has a user at all. It is asked before a
+	// registration is forgotten because Dovecot does not know the user. nil: a
+	// refusal is enough.
+	Exists func(ctx context.Context, user string) (bool, error)
 }
 
 // MaxTimeout bounds Server.Timeout: a claim on a registration outlasts the
@@ -188,6 +195,8 @@ var (
 	// ErrDoubt: the registration stays until its entry is certain to remain
 	// absent, and is looked at again then.
 	ErrDoubt = errors.New("the entry is absent now, but an earlier write that was not answered may still come through")
+	// ErrExists: Dovecot refused the user as unknown, but has him.
+	ErrExists = errors.New("Dovecot refuses this user, but its userdb has him: not forgotten")
 	// ErrRefused: somebody else has just tried the user, in vain.
 	ErrRefused = errors.New("refused a moment ago")
 	// ErrIdentity: the identity cannot stand in a value.

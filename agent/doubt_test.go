@@ -115,6 +115,46 @@ func TestFailuresThatLeaveADoubt(t *testing.T) {
 	}
 }
 
+// What is there when the user is unregistered is what was written the second
+// time: the first write may still come.
+func TestWriteThatComesThroughAfterAnotherIsRemovedToo(t *testing.T) {
+	h, clock := still(t)
+	a := h.agent()
+	come := lateWrite(h.box)
+	one(t.Context(), a, register("dave"))
+	clock.advance(30 * time.Second)
+	must(t, a, verify("dave"), Added)
+	clock.advance(time.Second)
+	end := noon.Add(registry.Linger)
+	doubted(t, h, a, one(t.Context(), a, unregister("dave")), end)
+	come()
+	clock.advance(registry.Linger)
+	if result := must(t, a, verify("dave"), Removed); result.Registration != nil {
+		t.Errorf("row %+v", result.Registration)
+	}
+	h.box.holds(t, "dave", imapmeta.Absent)
+}
+
+// A connector that sent a write twice got one answer: the other may come late.
+func TestWriteThatWasSentTwiceLeavesADoubt(t *testing.T) {
+	h, clock := still(t)
+	a := h.agent()
+	h.box.resends = true
+	must(t, a, register("dave"), Added)
+	end := noon.Add(registry.Linger)
+	if reg, _ := h.row(a.options.Registry, "dave"); reg.State != registry.Registered || !reg.DoubtUntil.Equal(end) {
+		t.Errorf("%+v", reg)
+	}
+	clock.advance(time.Second)
+	doubted(t, h, a, one(t.Context(), a, unregister("dave")), end) // a removal that was sent twice adds none
+	clock.advance(50 * time.Second)
+	h.box.set("dave", "user=dave") // it comes
+	doubted(t, h, a, one(t.Context(), a, verify("dave")), end)
+	h.box.holds(t, "dave", imapmeta.Absent)
+	clock.advance(registry.Linger)
+	must(t, a, verify("dave"), Unchanged)
+}
+
 func TestSilenceAtRemovingOrKeepingLeavesNoDoubt(t *testing.T) {
 	h, _ := still(t)
 	a := h.agent()

@@ -177,6 +177,7 @@ type mailbox struct {
 	// and before the answer. Both may take their time, fail, or wait for ctx;
 	// nil: nothing happens.
 	reading, wrote func(ctx context.Context, user string) error
+	resends        bool // what is written was sent before, without an answer
 
 	mu      sync.Mutex
 	entries map[string]imapmeta.Value
@@ -205,7 +206,7 @@ func (m *mailbox) Update(ctx context.Context, user string, decide func(imapmeta.
 	if err := call(m.wrote, ctx, user); err != nil {
 		return imapmeta.Outcome{Had: have}, err
 	}
-	return imapmeta.Outcome{Had: have, Did: change}, nil
+	return imapmeta.Outcome{Had: have, Did: change, Resent: m.resends && !change.Keeps()}, nil
 }
 
 func call(hook func(context.Context, string) error, ctx context.Context, user string) error {

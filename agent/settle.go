@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"dovepush/imapmeta"
@@ -77,9 +78,15 @@ func (a *Agent) exchange(ctx context.Context, p *place, reg registry.Registratio
 		change, verdict = decide(w, have)
 		return change
 	})
-	cancel()
 	took := time.Since(began)
 	turned, servers := a.tried(ctx, p, err)
+	forgotten := reg.Wanted == registry.Absent && errors.Is(err, imapmeta.ErrNoUser) && a.mayForget(reg, m)
+	if forgotten {
+		if doubt := s.confirmGone(working, key.User); doubt != nil {
+			err, forgotten = doubt, false
+		}
+	}
+	cancel()
 	if err != nil {
 		verdict = Failed
 		if imapmeta.KindOf(err) != imapmeta.User {
@@ -93,8 +100,8 @@ func (a *Agent) exchange(ctx context.Context, p *place, reg registry.Registratio
 	a.observe(key.Server, verdict, err, took)
 	a.notePenalty(ctx, s, took, err)
 	record := a.conclude(reg, verdict, outcome, err)
-	if m.forget && reg.Wanted == registry.Absent && errors.Is(err, imapmeta.ErrNoUser) {
-		record.Gone = true
+	record.Gone = record.Gone || forgotten
+	if forgotten && m.forget {
 		result.Verdict, result.Err = Removed, nil
 	}
 	// A failure of the server's is not the registration's fault. It goes behind
@@ -106,8 +113,11 @@ func (a *Agent) exchange(ctx context.Context, p *place, reg registry.Registratio
 	if stopped(ctx, err) { // nor is that we stop
 		record.Uncounted, record.NextAt, record.Failure = true, a.options.Now(), reg.Error
 	}
-	if unanswered(change, err) {
+	if unanswered(change, outcome, err) {
 		record.DoubtUntil = later(record.DoubtUntil, a.options.Now().Add(registry.Linger))
+		if err == nil && len(reg.Written) == 1 { // twice, as registry.Claim has it: one of two writes is still to come
+			record.Written = append(slices.Clone(reg.Written), reg.Value)
+		}
 	}
 	if reg.Wanted == registry.Absent && err == nil && !record.Gone && verdict != Conflict {
 		result.Verdict = Deferred
@@ -117,6 +127,29 @@ func (a *Agent) exchange(ctx context.Context, p *place, reg registry.Registratio
 	}
 	record.NextAt = nextLook(reg, record.NextAt)
 	return record, result, turned
+}
+
+// mayForget reports whether nothing is left to be done for a user who is to be
+// unregistered, if Dovecot does not know him: he has never been reached, or the
+// admin says so.
+func (a *Agent) mayForget(reg registry.Registration, m manner) bool {
+	never := reg.WrittenAt.IsZero() && reg.VerifiedAt.IsZero() && doubtAt(reg, a.options.Now()).IsZero()
+	return never || reg.Force || m.forget
+}
+
+// confirmGone looks whether Dovecot really does not have a user whom it refused.
+// It returns why he is not forgotten.
+func (s *site) confirmGone(ctx context.Context, user string) error {
+	if s.Exists == nil {
+		return nil
+	}
+	switch exists, err := s.Exists(ctx, user); {
+	case err != nil:
+		return fmt.Errorf("look whether Dovecot has the user: %w", err)
+	case exists:
+		return &imapmeta.Error{Kind: imapmeta.User, User: user, Err: ErrExists}
+	}
+	return nil
 }
 
 // stopped reports whether the work was cancelled because we are to stop.
@@ -264,10 +297,6 @@ func (a *Agent) conclude(reg registry.Registration, verdict Verdict, outcome ima
 			res.State = registry.Failed
 			res.NextAt = now.Add(a.verifyAfter())
 		}
-		// Dovecot does not know the user, and nothing is left to be done for
-		// him: he has never been reached, or the admin says so.
-		never := reg.WrittenAt.IsZero() && reg.VerifiedAt.IsZero() && doubt.IsZero()
-		res.Gone = errors.Is(failure, imapmeta.ErrNoUser) && reg.Wanted == registry.Absent && (never || reg.Force)
 		return res
 	}
 	res.VerifiedAt = now
@@ -324,9 +353,12 @@ func doubtAt(reg registry.Registration, now time.Time) time.Time {
 
 // unanswered reports whether a value was sent, or may have been, and Dovecot
 // did not say what became of it. A BYE is no answer to what was sent.
-func unanswered(change imapmeta.Change, failure error) bool {
-	if value, changes := change.Value(); !changes || value == imapmeta.Absent || failure == nil {
+func unanswered(change imapmeta.Change, outcome imapmeta.Outcome, failure error) bool {
+	if value, changes := change.Value(); !changes || value == imapmeta.Absent {
 		return false
+	}
+	if failure == nil {
+		return outcome.Resent
 	}
 	var e *imapmeta.Error
 	return !errors.As(failure, &e) || e.Status == "" || e.Status == "BYE"

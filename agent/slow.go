@@ -16,6 +16,10 @@ import (
 // another (AUTH_PENALTY_MAX_SECS, auth/auth-penalty.c). So users whom it has
 // refused are in a slow lane: they are tried after all others, one at a time,
 // and refusalPause after the last one who was refused.
+//
+// A connector that logs nobody in has the lane, too, but no pauses: nobody is
+// held up, but users who fail should not make a sweep give up before it has seen
+// to the others.
 const (
 	refusalPause = 16 * time.Second
 	// A refusal that comes sooner than this tells that Dovecot does not delay
@@ -40,6 +44,9 @@ type refusal struct {
 
 // notePenalty notes a refusal, and says once that logins are held up by one.
 func (a *Agent) notePenalty(ctx context.Context, s *site, took time.Duration, err error) {
+	if s.LogsNobodyIn {
+		return
+	}
 	s.refusal.mu.Lock()
 	defer s.refusal.mu.Unlock()
 	switch now := time.Now(); {

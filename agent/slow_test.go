@@ -63,6 +63,12 @@ func TestRefusedUsersComeLastAndSlowly(t *testing.T) {
 				t.Errorf("%d not tried: %v", untried, err)
 			}
 		}},
+		{"without a pause where nobody is logged in", 2 * time.Second, 2 * time.Second, func(t *testing.T, h *house, _ *Agent) {
+			a := h.agent(connections(8), logsNobodyIn)
+			if _, untried, err := sweepAll(t, t.Context(), a, Aim{Listed: listed(names...), Verify: All}); untried != 0 || err != nil {
+				t.Errorf("%d not tried: %v", untried, err)
+			}
+		}},
 		{"in the service", 2 * time.Second, 18 * time.Second, func(t *testing.T, h *house, a *Agent) {
 			time.Sleep(25 * time.Hour) // all are due
 			stop := h.run(a)
@@ -98,6 +104,8 @@ func TestRefusedUsersComeLastAndSlowly(t *testing.T) {
 		})
 	}
 }
+
+func logsNobodyIn(o *Options) { o.Servers[0].LogsNobodyIn = true }
 
 func TestUsersWhomDovecotMayNotKnowComeAfterTheOthers(t *testing.T) {
 	h, _ := still(t)
@@ -214,6 +222,11 @@ func TestHeldUpLoginsAreToldOfOnce(t *testing.T) {
 		h.box.reading = takes(4100 * time.Millisecond)
 		must(t, a, register("bob"), Added)
 		must(t, a, register("carol"), Added)
+		b := h.agent(connections(2), logsTo(&log), logsNobodyIn)
+		h.box.reading = refusing(2*time.Second, "ghost")
+		one(t.Context(), b, register("ghost"))
+		h.box.reading = takes(10 * time.Second)
+		must(t, b, verify("bob"), Unchanged)
 		lines := log.lines("holds logins up")
 		if len(lines) != 1 || !strings.Contains(lines[0], "anvil-auth-penalty") || !strings.Contains(lines[0], "by=4s") {
 			t.Errorf("said %q", lines)

@@ -13,7 +13,8 @@ import (
 
 const (
 	// maxClaims bounds how many users a sweep claims at once, and maxFinished
-	// how many it has worked on, or is about to, that are not recorded.
+	// how many it has worked on, or is about to, that are not recorded: twice as
+	// many as may be worked on at once, if that is more.
 	maxClaims, maxFinished = 256, 512
 	// A result waits this long for others to share its commit.
 	gatherTime = 20 * time.Millisecond

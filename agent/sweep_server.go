@@ -23,7 +23,8 @@ type serverSweep struct {
 }
 
 func (w *sweep) server(ctx context.Context, s *site, l *lanes) (err error) {
-	v := &serverSweep{sweep: w, site: s, owner: w.owner(), room: make(chan struct{}, maxFinished), finished: make(chan finished, maxFinished)}
+	room := max(maxFinished, 2*s.MaxConnections)
+	v := &serverSweep{sweep: w, site: s, owner: w.owner(), room: make(chan struct{}, room), finished: make(chan finished, room)}
 	v.strain = newStrain(func(n int) time.Duration { return w.probeAfter(n, false) }, func(pause time.Duration) {
 		w.options.Log.Warn("half of the users fail, pausing", "server", s.Name, "of the last", strainWindow, "pause", pause.Round(time.Second).String())
 	})
