@@ -121,7 +121,14 @@ func TestThePageSaysWhatIsShown(t *testing.T) {
 
 func TestThePageSaysWhichLabelsThereAre(t *testing.T) {
 	wrote, written := page(t)
+	reasons := []string{"refused", "timeout", "closed", "tls", "http", "redirect", "key", "reply", "x"}
 	m := busy()
+	m.options.Endpoints = func() (list []Endpoint) {
+		for _, reason := range reasons {
+			list = append(list, Endpoint{Server: "main", URL: "https://" + reason + ".example/doveadm/v1", Out: true, Reason: reason, Since: noon})
+		}
+		return list
+	}
 	for _, outcome := range []agent.Verdict{agent.Added, agent.Changed, agent.Removed, agent.Adopted, agent.Unchanged, agent.Conflict, agent.Failed, agent.Deferred, "x"} {
 		for _, kind := range []imapmeta.Kind{"", imapmeta.Retry, imapmeta.User, imapmeta.Server, "x"} {
 			m.Updated("main", outcome, kind, 0)
@@ -131,7 +138,7 @@ func TestThePageSaysWhichLabelsThereAre(t *testing.T) {
 		m.RegistryFailed(op)
 	}
 	_, shown := shownBy(fetch(t, serve(t, m)))
-	for _, label := range []string{"state", "outcome", "kind", "op"} {
+	for _, label := range []string{"state", "outcome", "kind", "op", "reason"} {
 		want := slices.Clone(written[label])
 		if label != "state" {
 			want = slices.Sorted(slices.Values(append(want, other)))

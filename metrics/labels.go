@@ -8,17 +8,18 @@ import (
 	"dovepush/registry"
 )
 
-// Every label but server has a constant set of values, so that no mistake of a
-// caller can fill a Prometheus, or carry a user's name there.
+// Every label but server and endpoint, which are from the settings, has a
+// constant set of values, so that no mistake of a caller can fill a Prometheus,
+// or carry a user's name there.
 const (
 	other     = "other" // what is none of the known
 	noFailure = "none"  // the kind of what succeeded
 )
 
 // ops are the operations on the registry that are told apart when they fail:
-// the agent's and a scrape's.
+// the agent's, the notes of endpoints, and a scrape's.
 func ops() []string {
-	return []string{"submit", "take", "record", "watch", "circuit", opBacklog, opChanged, opCount, other}
+	return []string{"submit", "take", "record", "watch", "circuit", "endpoint", opBacklog, opChanged, opCount, other}
 }
 
 // What a scrape does with the registry.
@@ -62,6 +63,15 @@ func kindLabel(kind imapmeta.Kind) string {
 		return noFailure
 	case imapmeta.Retry, imapmeta.User, imapmeta.Server:
 		return string(kind)
+	}
+	return other
+}
+
+// reasonLabel is why an endpoint is set aside.
+func reasonLabel(reason string) string {
+	switch reason {
+	case "refused", "timeout", "closed", "tls", "http", "redirect", "key", "reply":
+		return reason
 	}
 	return other
 }

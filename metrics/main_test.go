@@ -138,6 +138,16 @@ func (e exposition) lacks(t testing.TB, metrics ...string) {
 	}
 }
 
+// count is how many series of a metric are shown.
+func (e exposition) count(metric string) (n int) {
+	for series := range e {
+		if name, _, _ := strings.Cut(series, "{"); name == metric {
+			n++
+		}
+	}
+	return n
+}
+
 // counter is a Counts that takes a while. It finds as many registrations as it
 // was called times.
 type counter struct {

@@ -20,9 +20,9 @@ import (
 // Backlog is what a server's registrations wait for.
 type Backlog = registry.Backlog
 
-// Options says where the figures come from. All but Operations and Log must be
-// given. The functions are called by scrapes, not by New. Those that take a
-// context shall heed it; they are called by one scrape at a time.
+// Options says where the figures come from. All but Endpoints, Operations and
+// Log must be given. The functions are called by scrapes, not by New. Those
+// that take a context shall heed it; they are called by one scrape at a time.
 type Options struct {
 	// Counts counts the registrations. It is called rarely: see recount.
 	Counts func(ctx context.Context) ([]registry.Count, error)
@@ -32,9 +32,12 @@ type Options struct {
 	// Backlog tells, by server, what waits. A server may be missing.
 	Backlog func(ctx context.Context) ([]Backlog, error)
 	// Loads tells how the configured servers are being used.
-	Loads   func() []agent.Load
-	Now     func() time.Time
-	Version string // of dovepush
+	Loads func() []agent.Load
+	// Endpoints tells how things stand with the configured servers' endpoints;
+	// nil: there are none. Of two with the same server and URL the first counts.
+	Endpoints func() []Endpoint
+	Now       func() time.Time
+	Version   string // of dovepush
 	// Operations are those of the HTTP API that Requested tells apart.
 	Operations []string
 	// Log hears why the registry cannot be read, once until it can be again.

@@ -28,6 +28,9 @@ func busy() *Metrics {
 		o.Backlog = func(context.Context) ([]Backlog, error) {
 			return []Backlog{{Server: "main", Due: 3, Retrying: 2, Oldest: noon.Add(-time.Minute)}}, nil
 		}
+		o.Endpoints = func() []Endpoint {
+			return []Endpoint{{Server: "main", URL: urlA, Connections: 3, MaxConnections: 4}, {Server: "main", URL: urlB, Out: true, Since: noon, Reason: "refused", MaxConnections: 4}}
+		}
 	}))
 	m.Updated("main", agent.Added, "", 20*time.Millisecond)
 	m.Updated("main", agent.Deferred, imapmeta.Retry, 30*time.Second)

@@ -12,14 +12,18 @@ import (
 
 // shown are the metrics that are asked for when somebody scrapes.
 type shown struct {
-	registrations, countedAt        *prometheus.Desc
-	due, retrying, overdue          *prometheus.Desc
-	circuit, connections, connLimit *prometheus.Desc
+	registrations, countedAt                            *prometheus.Desc
+	due, retrying, overdue                              *prometheus.Desc
+	circuit, connections, connLimit                     *prometheus.Desc
+	endpointUp, endpointOut, endpointConns, endpointMax *prometheus.Desc
 }
 
 func newShown() shown {
 	perServer := func(name, help string) *prometheus.Desc {
 		return prometheus.NewDesc(name, help, []string{"server"}, nil)
+	}
+	perEndpoint := func(name, help string, more ...string) *prometheus.Desc {
+		return prometheus.NewDesc(name, help, append([]string{"server", "endpoint"}, more...), nil)
 	}
 	return shown{
 		registrations: prometheus.NewDesc("dovepush_registrations",
@@ -30,8 +34,14 @@ func newShown() shown {
 		retrying:    perServer("dovepush_retrying", "Registrations whose last attempt failed and will be repeated."),
 		overdue:     perServer("dovepush_oldest_overdue_seconds", "For how long the longest due registration has been due; 0 if none is."),
 		circuit:     perServer("dovepush_circuit_open", "1 while the server fails for everybody, so that nobody else is tried there; else 0."),
-		connections: perServer("dovepush_connections_in_use", "Connections to the server that are in use."),
-		connLimit:   perServer("dovepush_connections_max", "Connections to the server that may be in use at once; 0 means no bound."),
+		connections: perServer("dovepush_connections_in_use", "Users who are being worked on at once; over IMAP each has a connection."),
+		connLimit:   perServer("dovepush_connections_max", "Users who may be worked on at once; 0 means no bound."),
+
+		endpointUp: perEndpoint("dovepush_endpoint_up", "0 while the endpoint is set aside because it failed; else 1."),
+		endpointOut: perEndpoint("dovepush_endpoint_out_since_timestamp_seconds",
+			"Unix time when the endpoint was set aside, and why; only while it is.", "reason"),
+		endpointConns: perEndpoint("dovepush_endpoint_connections_in_use", "Connections to the endpoint that are in use."),
+		endpointMax:   perEndpoint("dovepush_endpoint_connections_max", "Connections to the endpoint that may be in use at once."),
 	}
 }
 
@@ -48,7 +58,8 @@ func (m *Metrics) vectors() []prometheus.Collector {
 // Describe implements prometheus.Collector.
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	s := c.shown
-	for _, desc := range []*prometheus.Desc{s.registrations, s.countedAt, s.due, s.retrying, s.overdue, s.circuit, s.connections, s.connLimit} {
+	for _, desc := range []*prometheus.Desc{s.registrations, s.countedAt, s.due, s.retrying, s.overdue, s.circuit, s.connections, s.connLimit,
+		s.endpointUp, s.endpointOut, s.endpointConns, s.endpointMax} {
 		ch <- desc
 	}
 	for _, v := range c.vectors() {
@@ -69,6 +80,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- gauge(c.shown.connections, float64(l.InUse), l.Server)
 		ch <- gauge(c.shown.connLimit, float64(l.MaxConnections), l.Server)
 	}
+	c.showEndpoints(ch)
 	backlog, known, ok := c.read(ctx)
 	if backlog != nil {
 		c.showBacklog(ch, loads, backlog)
@@ -118,7 +130,7 @@ func (m *Metrics) showCount(ch chan<- prometheus.Metric, loads []agent.Load, kno
 		ch <- gauge(m.shown.countedAt, 0)
 		return
 	}
-	ch <- gauge(m.shown.countedAt, float64(known.at.UnixMilli())/1000)
+	ch <- gauge(m.shown.countedAt, unix(known.at))
 	type cell struct {
 		server string
 		state  registry.State
@@ -140,6 +152,8 @@ func (m *Metrics) showCount(ch chan<- prometheus.Metric, loads []agent.Load, kno
 func gauge(desc *prometheus.Desc, value float64, labels ...string) prometheus.Metric {
 	return prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
 }
+
+func unix(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
 
 func bit(b bool) float64 {
 	if b {

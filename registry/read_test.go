@@ -290,6 +290,9 @@ func TestVersionChangesWithEveryChangeByWhomever(t *testing.T) {
 		"circuit": func(r *Registry) error {
 			return r.OpenCircuit(t.Context(), Circuit{Server: "main", Since: noon, ProbeAt: c.advance(time.Second), Failures: 1})
 		},
+		"endpoint": func(r *Registry) error {
+			return r.SetAside(t.Context(), Endpoint{Server: "main", URL: urlA, Since: noon, CheckAt: c.advance(time.Second), Reason: "refused"})
+		},
 	} {
 		for _, by := range []*Registry{r, other, r, other} {
 			if err := change(by); err != nil {
@@ -329,6 +332,7 @@ func TestVersionStaysWhileNothingChanges(t *testing.T) {
 		"reclaim of no claim":          func(r *Registry) error { return errOf(r.Reclaim(t.Context(), noon, "agent")) },
 		"proof for nobody":             func(r *Registry) error { return errOf(r.Prove(t.Context(), "nobody", noon)) },
 		"closing of what is not open":  func(r *Registry) error { return r.CloseCircuit(t.Context(), "main") },
+		"work of what was not aside":   func(r *Registry) error { return r.EndpointWorks(t.Context(), "main", urlA) },
 		"opening and closing the file": func(r *Registry) error { return reopenAndClose(t, r.path) },
 	} {
 		for by, r2 := range map[string]*Registry{"itself": r, "another": other} {

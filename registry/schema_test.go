@@ -157,6 +157,8 @@ func TestRegistryOfSchema1GoesOnWithAllItsRows(t *testing.T) {
 	wantUsers(t, takeDue(t, r, "main", 9), "alice")
 	wantCircuits(t, r)
 	openCircuit(t, r, Circuit{Server: "main", Since: noon, ProbeAt: noon, Failures: 1})
+	wantEndpoints(t, r)
+	setAside(t, r, Endpoint{Server: "main", URL: urlA, Since: noon, CheckAt: noon, Reason: "refused"})
 	if err := r.Check(t.Context()); err != nil {
 		t.Error(err)
 	}

@@ -108,6 +108,8 @@ const (
 	maxValue   = 64 << 10 // bytes of an entry's value
 	maxMessage = 1 << 10  // bytes kept of a failure's message
 	maxWritten = 16       // values that may still be in an entry
+	maxURL     = 4 << 10  // bytes of an endpoint's URL
+	maxReason  = 64       // bytes of the word why an endpoint is set aside
 )
 
 func (k Key) check() error {
