@@ -31,12 +31,17 @@ func checkListen(listen string) error {
 	if network != "unix" {
 		return checkHostPort(address, 0, `write "127.0.0.1:8025" or "unix:/run/dovepush/name.sock"`)
 	}
+	return checkSocket(address, "unix:/run/dovepush/api.sock")
+}
+
+// checkSocket wants the path of a UNIX socket.
+func checkSocket(path, example string) error {
 	switch {
-	case !filepath.IsAbs(address):
-		return errors.New(`a UNIX socket needs a whole path, such as "unix:/run/dovepush/api.sock"`)
-	case len(address) > 107: // sun_path, unix(7)
-		return fmt.Errorf("the socket's path has %d bytes; a UNIX socket allows 107", len(address))
-	case strings.ContainsFunc(address, unicode.IsControl):
+	case !filepath.IsAbs(path):
+		return fmt.Errorf("a UNIX socket needs a whole path, such as %q", example)
+	case len(path) > 107: // sun_path, unix(7)
+		return fmt.Errorf("the socket's path has %d bytes; a UNIX socket allows 107", len(path))
+	case strings.ContainsFunc(path, unicode.IsControl):
 		return errors.New("the socket's path holds a control character")
 	}
 	return nil
@@ -91,13 +96,20 @@ func local(listen string) bool {
 	return true
 }
 
-// checkEndpoint wants the URL of a DoveAdm API. It does not repeat the URL,
-// which may hold a password.
+// endpointForms are what an endpoint of the DoveAdm API may be.
+const endpointForms = `"https://host:port/doveadm/v1", "http://127.0.0.1:port/doveadm/v1" or "unix:/path"`
+
+// checkEndpoint wants the URL of a DoveAdm API, or unix:/path. It does not
+// repeat a URL, which may hold a password.
 func checkEndpoint(endpoint string, allowPlaintext bool) error {
+	if path, ok := strings.CutPrefix(endpoint, "unix:"); ok {
+		// Dovecot 2.3 speaks HTTP on a unix_listener of this name only.
+		return checkSocket(path, "unix:/run/dovecot/http")
+	}
 	u, err := url.Parse(endpoint)
 	switch {
 	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
-		return errors.New(`is no URL; write "https://host:port/doveadm/v1" or "http://127.0.0.1:port/doveadm/v1"`)
+		return errors.New("is no endpoint; write " + endpointForms)
 	case u.User != nil:
 		return errors.New("holds a user or password; use doveadm.password_file or doveadm.api_key_file instead")
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
@@ -113,8 +125,11 @@ func checkEndpoint(endpoint string, allowPlaintext bool) error {
 			return errors.New("has no valid port")
 		}
 	}
-	if u.Scheme == "http" && !loopback(u.Hostname()) && !allowPlaintext {
+	if plaintext(u) && !allowPlaintext {
 		return fmt.Errorf("http sends the API key in clear to %s; use https, or set allow_plaintext = true", quote(u.Hostname()))
 	}
 	return nil
 }
+
+// plaintext tells whether what is sent to u leaves this machine in clear.
+func plaintext(u *url.URL) bool { return u.Scheme == "http" && !loopback(u.Hostname()) }

@@ -69,6 +69,9 @@ func (c *Config) Warnings() []string {
 				warn(o, ".auth.password"+s.Auth.Password.form(), `mechanism "external" does not use it; remove it`)
 			}
 		}
+		if s.Connector == ConnectorDoveadm {
+			list = append(list, s.doveadmWarnings()...)
+		}
 		if s.TLSKeyFile != "" {
 			if why := exposed(o.resolve(s.TLSKeyFile)); why != "" {
 				warn(o, ".tls_key_file", "%s", why)

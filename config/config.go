@@ -72,8 +72,8 @@ type Server struct {
 	TLSCertFile        string   `toml:"tls_cert_file"`
 	TLSKeyFile         string   `toml:"tls_key_file"`
 	AllowPlaintext     bool     `toml:"allow_plaintext"`
-	MaxConnections     int      `toml:"max_connections"`       // 1..1024
-	MaxLoginsPerSecond int      `toml:"max_logins_per_second"` // 0: no limit
+	MaxConnections     int      `toml:"max_connections"`       // 1..1024; IMAP only
+	MaxLoginsPerSecond int      `toml:"max_logins_per_second"` // 0: no limit; IMAP only
 	Timeout            Duration `toml:"timeout"`               // of one exchange with one user's mailbox
 	Auth               Auth     `toml:"auth"`
 	Doveadm            Doveadm  `toml:"doveadm"`
@@ -91,13 +91,13 @@ type Auth struct {
 
 // Doveadm is [server.doveadm]: the DoveAdm HTTP API.
 type Doveadm struct {
-	Endpoints      []string `toml:"endpoints"` // absolute http or https URLs
-	APIKey         Secret   `toml:"api_key"`   // doveadm_api_key: Authorization: X-Dovecot-API
-	Password       Secret   `toml:"password"`  // doveadm_password: Basic, user "doveadm"
-	MaxConnections int      `toml:"max_connections"`
-	Batch          int      `toml:"batch"` // commands in one POST, 1..10000
+	Endpoints      []string `toml:"endpoints"`       // http or https URLs, or unix:/path of a socket
+	APIKey         Secret   `toml:"api_key"`         // doveadm_api_key: Authorization: X-Dovecot-API
+	Password       Secret   `toml:"password"`        // doveadm_password: Basic, user "doveadm"
+	MaxConnections int      `toml:"max_connections"` // to each endpoint, 1..1024
+	Batch          int      `toml:"batch"`           // commands in one POST, 1..10000
 	ConnectTimeout Duration `toml:"connect_timeout"`
-	ReadTimeout    Duration `toml:"read_timeout"`
+	ReadTimeout    Duration `toml:"read_timeout"`   // of one POST; at most half of the server's timeout counts
 	CheckInterval  Duration `toml:"check_interval"` // between two looks at an endpoint that failed
 }
 

@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -26,8 +27,21 @@ var refused = []refusal{
 		[]string{"identity: is longer than 512 bytes"}},
 	{"api on a long socket", minimal + "[api]\nlisten = \"unix:/" + strings.Repeat("x", 107) + "\"",
 		[]string{"api.listen: the socket's path has 108 bytes; a UNIX socket allows 107"}},
+	{"endpoint on a long socket", minimal + "[server.doveadm]\nendpoints = [\"unix:/" + strings.Repeat("x", 107) + "\"]",
+		[]string{"server[0].doveadm.endpoints[0]: the socket's path has 108 bytes; a UNIX socket allows 107"}},
+	{"too many endpoints", minimal + "[server.doveadm]\n" + endpoints(65),
+		[]string{"server[0].doveadm.endpoints: has 65; use at most 64"}},
 	{"secret too long", minimal + "[server.auth]\npassword = \"" + strings.Repeat("x", maxSecret+1) + "\"",
 		[]string{"server[0].auth.password: is longer than 64 KiB"}},
+}
+
+// endpoints is a key with n of them.
+func endpoints(n int) string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = fmt.Sprintf("\"unix:/%d\"", i)
+	}
+	return "endpoints = [" + strings.Join(list, ", ") + "]"
 }
 
 // refusals reads testdata/refused.toml and adds the cases above.
@@ -105,6 +119,11 @@ func TestParseAccepts(t *testing.T) {
 		"external with master":           minimal + "tls_cert_file = \"c\"\ntls_key_file = \"k\"\n[server.auth]\nmechanism = \"external\"\nmaster_user = \"m\"",
 		"doveadm without address":        "[[server]]\nconnector = \"doveadm\"\n[server.doveadm]\npassword_file = \"p\"",
 		"doveadm needs no IMAP password": "[[server]]\nconnector = \"doveadm\"\n[server.auth]\nmaster_user = \"m\"\n[server.doveadm]\napi_key_file = \"p\"",
+		"doveadm on a socket":            "[[server]]\nconnector = \"doveadm\"\n[server.doveadm]\nendpoints = [\"unix:/run/dovecot/http\"]\npassword_file = \"p\"",
+		"doveadm on the longest socket":  minimal + "[server.doveadm]\nendpoints = [\"unix:/" + strings.Repeat("x", 106) + "\"]",
+		"doveadm on both":                minimal + "[server.doveadm]\nendpoints = [\"unix:/h?#%\", \"https://a/doveadm/v1\"]",
+		"most endpoints":                 minimal + "[server.doveadm]\n" + endpoints(64),
+		"imap without endpoints":         minimal + "[server.doveadm]\nendpoints = []",
 		"empty forms of a secret":        minimal + "[server.auth]\nmaster_user = \"m\"\npassword = \"\"\npassword_file = \"p\"\npassword_command = \"\"",
 		"no api":                         minimal + "[api]\nlisten = \"\"",
 		"api with token":                 minimal + "[api]\nlisten = \":0\"\ntoken_file = \"t\"",

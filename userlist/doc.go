@@ -7,8 +7,8 @@
 //	defer list.Close()
 //	for entry, err := range list.All(ctx) { ... } // once
 //
-// Read reads to the end before it returns, so that a half-read list changes
-// nothing. Only All sees the lines of a user side by side: until it has come to
+// Collect does for a sequence of names what Read does for text. Both read to the
+// end before they return, so that a half-read list changes nothing. Only All sees the lines of a user side by side: until it has come to
 // its end without an error, the list may still turn out to be a bad one, and
 // nothing should have been changed because of it.
 //

@@ -6,7 +6,7 @@ import (
 )
 
 // ErrMalformed is found by errors.Is in every error that tells of a list's
-// content; its message names the list and the line.
+// content; its message names the list and the line or entry.
 var ErrMalformed = errors.New("malformed list")
 
 // errTaken answers an All after the first, or after Close.

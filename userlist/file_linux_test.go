@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -108,6 +109,29 @@ func TestTemporaryFileIsClosedHoweverItEnds(t *testing.T) {
 			if _, err := read(t.Context(), r, options(dir), smallChunk); err == nil {
 				t.Error("no error")
 			}
+			if files := temporary("self", dir); len(files) > 0 {
+				t.Errorf("%d temporary files are open", len(files))
+			}
+		})
+	}
+	names := strings.Fields(text)
+	for name, users := range map[string]iter.Seq2[string, error]{
+		"bad name":              sequence(nil, append(names, "")...),
+		"error of the sequence": sequence(errors.New("broken"), names...),
+		"a sequence that panics": func(yield func(string, error) bool) {
+			sequence(nil, names...)(yield)
+			panic("sequence")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			func() {
+				defer func() { recover() }()
+				l, err := collect(t.Context(), users, options(dir), smallChunk)
+				if l != nil || err == nil {
+					t.Errorf("list %v, error %v", l, err)
+				}
+			}()
 			if files := temporary("self", dir); len(files) > 0 {
 				t.Errorf("%d temporary files are open", len(files))
 			}

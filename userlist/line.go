@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// maxLine is the longest line of a list, in bytes and without its end: more
-// than the longest user and identity together.
+// maxLine is the longest line of a list, in bytes and without its end, and the
+// longest name of a sequence: more than the longest user and identity together.
 const maxLine = 4096
 
 var byteOrderMark = []byte("\ufeff")
@@ -15,11 +15,8 @@ var byteOrderMark = []byte("\ufeff")
 // line names none. What is wrong with the line is said in words that go behind
 // its number.
 func parse(text []byte) (user, identity []byte, wrong string) {
-	if len(text) > maxLine {
-		return nil, nil, fmt.Sprintf("%s is longer than %d bytes", quote(text), maxLine)
-	}
-	if bytes.IndexByte(text, 0) >= 0 {
-		return nil, nil, quote(text) + " holds a NUL byte"
+	if wrong := unfit(text); wrong != "" {
+		return nil, nil, wrong
 	}
 	if len(text) == 0 || text[0] == '#' {
 		return nil, nil, ""
@@ -34,6 +31,17 @@ func parse(text []byte) (user, identity []byte, wrong string) {
 		return nil, nil, quote(text) + " holds more than one TAB"
 	}
 	return user, identity, ""
+}
+
+// unfit says what is wrong with text that a record cannot hold.
+func unfit(text []byte) (wrong string) {
+	switch {
+	case len(text) > maxLine:
+		return fmt.Sprintf("%s is longer than %d bytes", quote(text), maxLine)
+	case bytes.IndexByte(text, 0) >= 0:
+		return quote(text) + " holds a NUL byte"
+	}
+	return ""
 }
 
 // chomp returns a line without its end, LF or CRLF.

@@ -142,6 +142,9 @@ func TestAbsentDefaultIdentityIsRefused(t *testing.T) {
 	if _, err := Read(t.Context(), strings.NewReader(""), Options{}); err == nil {
 		t.Error("no error")
 	}
+	if _, err := Collect(t.Context(), sequence(nil), Options{}); err == nil {
+		t.Error("no error from Collect")
+	}
 }
 
 // What remains of the read is the goroutine in r.Read: the bubble ends only

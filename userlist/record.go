@@ -5,11 +5,11 @@ import (
 	"math/bits"
 )
 
-// A record is a line on its way through the sort:
+// A record is a line, or an entry of a sequence, on its way through the sort:
 //
 //	user NUL length-of-number number identity
 //
-// where number is the line's, big-endian without leading zero bytes. No user
+// where number is its own, big-endian without leading zero bytes. No user
 // holds a NUL, so records sort bytewise by user and then by line.
 
 // maxRecord is the longest record, in bytes.
