@@ -2,6 +2,7 @@ package doveadm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"runtime"
@@ -20,6 +21,8 @@ const (
 	// hangs is alone after two times ReadTimeout that way if batches are of 100,
 	// where halves would take seven.
 	splitInto = 10
+	// maxPost bounds a POST, in bytes: Dovecot refuses more than 1 MiB.
+	maxPost = 1 << 20
 	// trusted is how long what has worked is taken to work still.
 	trusted = time.Minute
 )
@@ -43,6 +46,7 @@ type answer struct {
 // batch is what travels as one POST.
 type batch struct {
 	calls   []*call
+	full    bool               // no other call would have found room
 	waiting int                // of them
 	cancel  context.CancelFunc // of its POST, if one is under way
 	tried   []attempt
@@ -59,31 +63,42 @@ type attempt struct {
 func (c *Client) do(ctx context.Context, what command) (answer, error) {
 	call := &call{command: what, answer: make(chan answer, 1)}
 	c.mu.Lock()
-	c.fresh = append(c.fresh, call)
-	c.dispatchLocked(false)
+	began := c.heard
+	if ctx.Err() == nil {
+		c.fresh = append(c.fresh, call)
+		c.dispatchLocked(false)
+	}
 	c.mu.Unlock()
 	select {
 	case a := <-call.answer:
 		return a, a.err
 	case <-ctx.Done():
-		c.leave(call)
-		return answer{}, &imapmeta.Error{Kind: imapmeta.Retry, Op: what.method.op(), Err: context.Cause(ctx)}
 	}
+	heard := c.leave(call)
+	select {
+	case a := <-call.answer: // at the last moment: what is known is told
+		return a, a.err
+	default:
+	}
+	op, cause := what.method.op(), context.Cause(ctx)
+	if op == opGet && heard == began && errors.Is(cause, context.DeadlineExceeded) {
+		op = opConnect // nobody else got an answer meanwhile: that is not this user's trouble
+	}
+	return answer{}, &imapmeta.Error{Kind: imapmeta.Retry, Op: op, Err: cause}
 }
 
 // leave notes that nobody waits for a call. A POST that nobody waits for at all
-// is broken off.
-func (c *Client) leave(call *call) {
+// is broken off. It returns how many answers have been heard by now.
+func (c *Client) leave(call *call) (heard int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	call.left = true
-	b := call.batch
-	if b == nil {
-		return
+	if b := call.batch; b != nil {
+		if b.waiting--; b.waiting == 0 && b.cancel != nil {
+			b.cancel()
+		}
 	}
-	if b.waiting--; b.waiting == 0 && b.cancel != nil {
-		b.cancel()
-	}
+	return c.heard
 }
 
 // dispatchLocked sends what can be sent now: first what was sent before, then
@@ -126,7 +141,7 @@ func (c *Client) dispatchLocked(gathered bool) {
 // gather lets those who are about to call do so.
 func (c *Client) gather(wait bool) {
 	if wait {
-		timer := time.NewTimer(gatherTime)
+		timer := time.NewTimer(c.gatherTime)
 		defer timer.Stop()
 		select {
 		case <-timer.C:
@@ -145,14 +160,19 @@ func (c *Client) gather(wait bool) {
 
 // takeLocked makes a batch of those who wait for longest.
 func (c *Client) takeLocked() *batch {
-	b := &batch{}
-	for len(c.fresh) > 0 && len(b.calls) < c.limit {
+	b, size := &batch{}, 0
+	for len(c.fresh) > 0 && !b.full {
 		first := c.fresh[0]
-		c.fresh[0], c.fresh = nil, c.fresh[1:]
 		if !first.left {
+			if size += first.size(); size > maxPost {
+				b.full = true
+				break
+			}
 			first.batch = b
 			b.calls = append(b.calls, first)
+			b.full = len(b.calls) >= c.limit
 		}
+		c.fresh[0], c.fresh = nil, c.fresh[1:]
 	}
 	b.waiting = len(b.calls)
 	return b
@@ -197,6 +217,7 @@ func (c *Client) peekLocked(b *batch) (e *endpoint, any bool) {
 
 // sendLocked sends a batch to an endpoint and sees to what comes of it.
 func (c *Client) sendLocked(e *endpoint, b *batch) {
+	b.calls = slices.DeleteFunc(b.calls, func(call *call) bool { return call.left })
 	e.state.Connections++
 	c.posts++
 	ctx, cancel := context.WithCancel(context.Background())
@@ -214,15 +235,16 @@ func (c *Client) sendLocked(e *endpoint, b *batch) {
 func (c *Client) exchange(ctx context.Context, e *endpoint, calls []*call) ([]*reply, *trouble) {
 	text, err := body(calls)
 	if err != nil {
-		return nil, &trouble{blame: everybodys, reason: Reply, err: &imapmeta.Error{Kind: imapmeta.Retry, Op: opConnect, Err: err}}
+		return match(nil, len(calls)), &trouble{blame: everybodys, reason: Reply, err: &imapmeta.Error{Kind: imapmeta.Retry, Op: opConnect, Err: err}}
 	}
 	// An endpoint that takes its time is looked at when half of it is over, so
 	// that it is known at the end whether it hangs.
+	var early *probe
 	slow := time.AfterFunc(c.options.ReadTimeout/2, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if ctx.Err() == nil {
-			c.probeLocked(e)
+			early = c.probeLocked(e)
 		}
 	})
 	defer slow.Stop()
@@ -235,12 +257,15 @@ func (c *Client) exchange(ctx context.Context, e *endpoint, calls []*call) ([]*r
 		})
 	})
 	found := match(replies, len(calls))
-	if t != nil {
-		t.sent = t.blame == doubtful || t.blame == commands
+	if t != nil && !slices.Contains(found, nil) {
+		return found, nil // what came after them is nobody's
 	}
 	if t != nil && t.blame == doubtful {
 		c.mu.Lock()
-		p := c.probeLocked(e)
+		p := early
+		if p == nil || t.reason != Timeout {
+			p = c.probeLocked(e)
+		}
 		c.mu.Unlock()
 		select {
 		case <-p.done:
@@ -285,18 +310,17 @@ func (c *Client) settle(e *endpoint, b *batch, replies []*reply, t *trouble, too
 	case t.blame == everybodys:
 		c.stopLocked(rest, t.err)
 	case t.reason == Key:
-		c.key.refused()
 		c.setOutLocked(e, t)
 		if !slices.ContainsFunc(c.endpoints, func(e *endpoint) bool { return e.known && !e.state.Out }) {
 			c.accepted = false
-			c.stopLocked(rest, t.err)
+			c.stopLocked(rest, attempt{e, t, false}.failure())
 			break
 		}
 		c.againLocked(rest, append(b.tried, attempt{e, t, false})) // others take it
 	case t.blame == commands:
 		c.worksLocked(e)
-		if t.reason == Timeout && len(b.calls) >= c.limit { // a smaller one says nothing of the limit
-			c.limit = max(c.limit/2, 1)
+		if t.reason == Timeout && b.full { // a smaller one says nothing of the limit
+			c.limit = min(c.limit, max(len(b.calls)/2, 1))
 		}
 		c.blameLocked(e, b, rest, t)
 	default:
@@ -368,11 +392,19 @@ func failLocked(calls []*call, failure *imapmeta.Error) {
 			continue
 		}
 		e := *failure
-		if e.Op == opConnect && !e.Unreached && e.Kind == imapmeta.Retry {
+		made := call.resent && call.method.op() == opSet // perhaps; so it is not that nobody was there
+		if e.Op == opConnect && e.Kind == imapmeta.Retry && (made || !e.Unreached) {
 			e.Op = call.method.op()
 		}
-		call.answer <- answer{err: &e}
+		call.answer <- answer{resent: call.resent, err: &e}
 	}
+}
+
+// failure is why an attempt failed, with the endpoint's name.
+func (a attempt) failure() *imapmeta.Error {
+	e := *a.trouble.err
+	e.Err = fmt.Errorf("%s: %w", a.endpoint.state.URL, e.Err)
+	return &e
 }
 
 // failure is why a batch has failed everywhere.
@@ -383,6 +415,9 @@ func (b *batch) failure() *imapmeta.Error {
 		e := a.trouble.err
 		if a.works { // then it is this command's fault
 			found := *e
+			if e.Kind != imapmeta.Retry { // not everybody's
+				found.Kind, found.Hint = imapmeta.Retry, hintLog
+			}
 			found.Err = fmt.Errorf("this endpoint answers other commands, but not this one: %w", e.Err)
 			return &found
 		}
@@ -392,7 +427,7 @@ func (b *batch) failure() *imapmeta.Error {
 		if all.Hint == "" || e.Kind == all.Kind {
 			all.Hint = e.Hint
 		}
-		errs = append(errs, fmt.Errorf("%s: %w", a.endpoint.state.URL, e.Err))
+		errs = append(errs, a.failure().Err)
 	}
 	all.Unreached = all.Kind == imapmeta.Retry
 	if all.Err = errs[0]; len(errs) > 1 {

@@ -42,7 +42,8 @@ type Options struct {
 	// Changed is told what became of an endpoint: once when it is first found
 	// to work, then whenever it is set aside, found to fail still, or found to
 	// work again. It is called by goroutines of the Client's own, for one
-	// endpoint one after the other, and not any more when Close has returned.
+	// endpoint in the order in which it happened, and not any more when Close
+	// has returned. It must not block: what is to be told waits for it.
 	Changed func(Endpoint)
 	Now     func() time.Time // nil: time.Now
 }
@@ -52,11 +53,13 @@ type Options struct {
 type Client struct {
 	options Options
 	key     key
-	life    context.Context // until Close; what callers wait for goes on
+	life    context.Context // until nobody calls any more; see Close
 	end     context.CancelFunc
+	calls   sync.WaitGroup // Updates and the like; what they wait for goes on
 	work    sync.WaitGroup // all goroutines of ours
 
 	mu        sync.Mutex
+	closed    bool
 	endpoints []*endpoint
 	next      int      // whose turn it is
 	fresh     []*call  // that wait, oldest first
@@ -65,7 +68,10 @@ type Client struct {
 	gathering bool     // somebody waits for more calls to come
 	limit     int      // commands in one POST: Batch, or less while they take too long
 	accepted  bool     // an endpoint has taken the key
+	heard     int      // how often an endpoint has answered as it should
 	worked    time.Time
+
+	gatherTime, listSilence time.Duration // the constants, but for tests
 }
 
 // New checks the options.
@@ -99,7 +105,8 @@ func New(o Options) (*Client, error) {
 		return nil, errors.New("an endpoint is needed")
 	}
 	o.ReadTimeout = min(o.ReadTimeout, o.Timeout/2)
-	c := &Client{options: o, key: key{read: o.Secret, basic: o.Basic, now: o.Now, reading: make(chan struct{}, 1)}, limit: o.Batch}
+	c := &Client{options: o, key: key{read: o.Secret, basic: o.Basic, now: o.Now, reading: make(chan struct{}, 1)},
+		limit: o.Batch, gatherTime: gatherTime, listSilence: listSilence}
 	c.life, c.end = context.WithCancel(context.Background())
 	for _, url := range o.Endpoints {
 		e, err := newEndpoint(url, o)
@@ -112,12 +119,29 @@ func New(o Options) (*Client, error) {
 	return c, nil
 }
 
-// Close ends the looks at endpoints that are set aside, and waits for all that
-// is under way. No call may begin after it.
+// Close waits for all that is under way, and ends the looks at endpoints that
+// are set aside. What is called after it fails.
 func (c *Client) Close() {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.calls.Wait()
 	c.end()
 	c.work.Wait()
 }
+
+// enter notes that somebody calls, until c.calls.Done.
+func (c *Client) enter() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return &imapmeta.Error{Kind: imapmeta.Retry, Op: opConnect, Err: errClosed}
+	}
+	c.calls.Add(1)
+	return nil
+}
+
+var errClosed = errors.New("the client is closed")
 
 // Update reads the user's entry, lets decide look at it, and carries out what
 // decide answers. decide is called at most once, and not if the entry could
@@ -134,6 +158,10 @@ func (c *Client) update(ctx context.Context, user string, decide func(have imapm
 	if err := checkUser(user); err != nil {
 		return outcome, err
 	}
+	if err := c.enter(); err != nil {
+		return outcome, err
+	}
+	defer c.calls.Done()
 	ctx, cancel := context.WithTimeoutCause(ctx, c.options.Timeout, &timeoutError{c.options.Timeout})
 	defer cancel()
 
@@ -157,10 +185,11 @@ func (c *Client) update(ctx context.Context, user string, decide func(have imapm
 		write.method = unset // set would store an empty string
 	}
 	written, err := c.do(ctx, write)
+	outcome.Resent = written.resent
 	if err != nil {
 		return outcome, err
 	}
-	outcome.Did, outcome.Resent = change, written.resent
+	outcome.Did = change
 	return outcome, nil
 }
 
@@ -170,6 +199,10 @@ func (c *Client) Exists(ctx context.Context, user string) (bool, error) {
 	if err := checkUser(user); err != nil {
 		return false, about(user, err)
 	}
+	if err := c.enter(); err != nil {
+		return false, about(user, err)
+	}
+	defer c.calls.Done()
 	ctx, cancel := context.WithTimeoutCause(ctx, c.options.Timeout, &timeoutError{c.options.Timeout})
 	defer cancel()
 	_, err := c.do(ctx, command{method: lookup, user: user})

@@ -44,6 +44,10 @@ type command struct {
 	value  string // of set
 }
 
+// size is how many bytes a command takes in a POST at most: JSON may write six
+// for one.
+func (c command) size() int { return 200 + 6*(len(c.user)+len(c.value)) }
+
 // metadata are the parameters of the mailbox commands. A mailbox "" is the
 // server's own entry, the one that the ox driver looks for; INBOX has another.
 type metadata struct {

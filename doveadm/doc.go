@@ -22,5 +22,6 @@
 // The API is described at https://doc.dovecot.org/2.4.1/core/admin/doveadm.html
 // and decided by src/doveadm/client-connection-http.c. Measured on 2.3.19 and
 // 2.4.1: one request a connection, closed by Dovecot; commands run one after
-// the other; nothing is sent before the last one has run.
+// the other, and go on when nobody waits any more; nothing is sent before the
+// last one has run.
 package doveadm

@@ -1,16 +1,15 @@
 package doveadm
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -53,14 +52,18 @@ func (c *Client) Endpoints() []Endpoint {
 
 // endpoint is where POSTs go. Its state is guarded by Client.mu.
 type endpoint struct {
-	url       string // of requests
-	transport *http.Transport
+	url              string // of requests
+	network, address string // of connections
+	tls              *tls.Config
+	limit            time.Duration // for connecting
 
-	state  Endpoint
-	known  bool          // it has been found to work
-	back   chan struct{} // closed when it works again; made anew when it is set aside
-	probe  *probe        // under way; nil: none
-	saying sync.Mutex    // held while Changed is told
+	state Endpoint
+	known bool          // it has been found to work
+	back  chan struct{} // closed when it works again; nil: it is not set aside
+	probe *probe        // under way; nil: none
+
+	news    []Endpoint // that Changed is still to be told, oldest first
+	telling bool       // somebody is at it
 }
 
 // apiPath is where Dovecot has the API (doveadm_http_server_mounts in
@@ -71,84 +74,42 @@ const apiPath = "/doveadm/v1"
 // environment names, and no redirect is followed: the key goes to this address
 // only.
 func newEndpoint(address string, o Options) (*endpoint, error) {
-	network, socket := "tcp", ""
-	e := &endpoint{url: address, state: Endpoint{URL: address}}
+	e := &endpoint{url: address, limit: o.ConnectTimeout, state: Endpoint{URL: address}}
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
-		network, socket, e.url = "unix", path, "http://localhost"+apiPath
 		if path == "" {
 			return nil, fmt.Errorf("endpoint %q names no socket", address)
 		}
-	} else if u, err := url.Parse(address); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
+		e.network, e.address, e.url = "unix", path, "http://localhost"+apiPath
+		return e, nil
+	}
+	u, err := url.Parse(address)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil {
 		return nil, errors.New("an endpoint is no URL of a DoveAdm API") // it may hold a password: do not repeat it
 	}
-	dialer := net.Dialer{KeepAlive: -1} // no connection outlives its time limit
-	dial := func(ctx context.Context, _, address string) (net.Conn, error) {
-		if socket != "" {
-			address = socket
+	e.network, e.address = "tcp", net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), u.Scheme))
+	if u.Scheme == "https" {
+		if e.tls = o.TLSConfig.Clone(); e.tls == nil {
+			e.tls = &tls.Config{MinVersion: tls.VersionTLS12}
 		}
-		conn, err := dialer.DialContext(ctx, network, address)
-		if err != nil {
-			return nil, &dialError{err}
+		if e.tls.ServerName == "" {
+			e.tls.ServerName = u.Hostname()
 		}
-		return conn, nil
-	}
-	limited := func(ctx context.Context) (context.Context, context.CancelFunc) {
-		return context.WithTimeoutCause(ctx, o.ConnectTimeout, &timeoutError{o.ConnectTimeout})
-	}
-	e.transport = &http.Transport{
-		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			ctx, cancel := limited(ctx)
-			defer cancel()
-			return dial(ctx, network, address)
-		},
-		DialTLSContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			ctx, cancel := limited(ctx)
-			defer cancel()
-			raw, err := dial(ctx, network, address)
-			if err != nil {
-				return nil, err
-			}
-			conf := o.TLSConfig.Clone()
-			if conf == nil {
-				conf = &tls.Config{MinVersion: tls.VersionTLS12}
-			}
-			if conf.ServerName == "" {
-				conf.ServerName, _, _ = net.SplitHostPort(address)
-			}
-			conn := tls.Client(raw, conf)
-			if err := conn.HandshakeContext(ctx); err != nil {
-				raw.Close()
-				return nil, &dialError{err}
-			}
-			return conn, nil
-		},
-		DisableKeepAlives:      true, // Dovecot serves one request a connection
-		DisableCompression:     true,
-		MaxResponseHeaderBytes: 64 << 10,
 	}
 	return e, nil
 }
 
-// dialError is the failure to connect, TLS included.
-type dialError struct{ err error }
-
-func (e *dialError) Error() string { return e.err.Error() }
-func (e *dialError) Unwrap() error { return e.err }
-
 // setOutLocked sets an endpoint aside, and has it looked at again and again
 // until it works.
 func (c *Client) setOutLocked(e *endpoint, t *trouble) {
-	now := c.options.Now()
+	e.state.Reason, e.state.Err = t.reason, t.err
 	if e.state.Out {
-		e.state.Reason, e.state.Err = t.reason, t.err
 		return
 	}
+	now, back := c.options.Now(), make(chan struct{})
 	e.state.Out, e.state.Since, e.state.CheckAt = true, now, now.Add(c.options.CheckInterval)
-	e.state.Reason, e.state.Err = t.reason, t.err
-	back := make(chan struct{})
 	e.back = back
+	c.tellLocked(e)
 	c.work.Go(func() {
-		c.tell(e)
 		for {
 			timer := time.NewTimer(c.options.CheckInterval)
 			select {
@@ -159,62 +120,73 @@ func (c *Client) setOutLocked(e *endpoint, t *trouble) {
 				timer.Stop()
 				return
 			case <-timer.C:
-			}
-			c.check(e)
-			select {
-			case <-back:
-				return
-			default:
-				c.tell(e)
+				c.check(e, back)
 			}
 		}
 	})
 }
 
-// check looks whether an endpoint that is set aside works.
-func (c *Client) check(e *endpoint) {
+// check looks whether an endpoint works that was set aside until back is
+// closed.
+func (c *Client) check(e *endpoint, back <-chan struct{}) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	p := c.probeLocked(e)
 	c.mu.Unlock()
 	<-p.done
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if p.trouble == nil {
+	switch {
+	case e.back != back || c.life.Err() != nil: // settled meanwhile
+	case p.trouble == nil:
 		c.worksLocked(e)
 		c.dispatchLocked(false)
-		return
-	}
-	if e.state.Out && p.trouble.blame != nobodys {
+	default:
 		e.state.Reason, e.state.Err = p.trouble.reason, p.trouble.err
+		e.state.CheckAt = c.options.Now().Add(c.options.CheckInterval)
+		c.tellLocked(e)
 	}
-	e.state.CheckAt = c.options.Now().Add(c.options.CheckInterval)
 }
 
 // worksLocked notes that an endpoint has answered as it should.
 func (c *Client) worksLocked(e *endpoint) {
 	c.accepted = true
+	c.heard++
 	was, known := e.state.Out, e.known
 	e.known = true
 	if was {
 		close(e.back)
+		e.back = nil
 		e.state = Endpoint{URL: e.state.URL, Connections: e.state.Connections}
 	}
 	if was || !known {
-		c.work.Go(func() { c.tell(e) })
+		c.tellLocked(e)
 	}
 }
 
-// tell tells Changed how things stand with an endpoint now.
-func (c *Client) tell(e *endpoint) {
+// tellLocked has Changed told how things stand with an endpoint now, when it
+// has been told what was before.
+func (c *Client) tellLocked(e *endpoint) {
 	if c.options.Changed == nil {
 		return
 	}
-	e.saying.Lock()
-	defer e.saying.Unlock()
-	c.mu.Lock()
-	state := e.state
-	c.mu.Unlock()
-	c.options.Changed(state)
+	if e.news = append(e.news, e.state); e.telling {
+		return
+	}
+	e.telling = true
+	c.work.Go(func() {
+		for {
+			c.mu.Lock()
+			if len(e.news) == 0 {
+				e.telling = false
+				c.mu.Unlock()
+				return
+			}
+			state := e.news[0]
+			e.news = e.news[1:]
+			c.mu.Unlock()
+			c.options.Changed(state)
+		}
+	})
 }
 
 // probe is a look whether an endpoint works at all: a POST without commands.
@@ -232,7 +204,9 @@ func (c *Client) probeLocked(e *endpoint) *probe {
 	p := &probe{done: make(chan struct{})}
 	e.probe = p
 	c.work.Go(func() {
-		p.trouble = c.post(c.life, e, c.options.ReadTimeout/2, []byte("[]"), maxBody, func(in io.Reader) error {
+		ctx, cancel := context.WithTimeout(c.life, c.options.Timeout) // the key may take its time
+		defer cancel()
+		p.trouble = c.post(ctx, e, c.options.ReadTimeout/2, []byte("[]"), maxBody, func(in io.Reader) error {
 			return readReplies(in, func(reply) {})
 		})
 		c.mu.Lock()

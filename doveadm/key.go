@@ -60,9 +60,12 @@ func (k *key) authorization(ctx context.Context) (string, error) {
 	return header, nil
 }
 
-// refused has the key asked for again: it may have been changed.
-func (k *key) refused() {
+// refused has the key asked for again, if that is the one which was refused: it
+// may have been changed.
+func (k *key) refused(header string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.header = ""
+	if k.header == header {
+		k.header = ""
+	}
 }

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"strings"
 	"time"
+	"unicode"
 
 	"dovepush/imapmeta"
 )
@@ -22,7 +23,7 @@ type blame int
 
 const (
 	endpoints  blame = iota // the endpoint's: others may do better
-	doubtful                // the endpoint's, or that of a command in it: see probe
+	doubtful                // the endpoint's, or that of a command in it: a probe tells
 	commands                // that of a command in it
 	everybodys              // ours: no endpoint will do better
 	nobodys                 // nobody waits for it any more
@@ -45,7 +46,7 @@ const (
 	hintMoved    = "write the place that it names into server.doveadm.endpoints, if that is right"
 	hintName     = "set the endpoint, or server.tls_server_name, to a name that stands in the certificate"
 	hintDown     = "is Dovecot up, with service doveadm { inet_listener http { port = ... } }, at server.doveadm.endpoints?"
-	hintTooLarge = "a proxy before Dovecot refuses the request: let it pass larger ones, or lower server.doveadm.batch"
+	hintTooLarge = "what is before Dovecot refuses the request: let it pass larger ones, or lower server.doveadm.batch"
 )
 
 // post sends a body and has read read the answer, of so many bytes at most. It
@@ -71,17 +72,23 @@ func (c *Client) post(ctx context.Context, e *endpoint, limit time.Duration, bod
 	request.Header.Set("Content-Type", "application/json")
 	request.Header.Set("Authorization", header)
 	request.Header.Set("User-Agent", "dovepush")
-	response, err := e.transport.RoundTrip(request)
+	conn, err := e.connect(ctx)
 	if err != nil {
 		return c.trouble(ctx, err)
 	}
-	defer response.Body.Close()
+	defer hangUp(conn)
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(past) })
+	defer stop()
+	response, err := ask(conn, request)
+	if err != nil {
+		return c.trouble(ctx, err)
+	}
 	if response.StatusCode != http.StatusOK {
-		return c.refusal(response)
+		return c.refusal(response, header)
 	}
 	in := io.Reader(response.Body)
 	if most > 0 {
-		in = &bounded{in, most}
+		in = &bounded{r: in, left: most}
 	}
 	if err := read(in); err != nil {
 		return c.trouble(ctx, err)
@@ -91,10 +98,11 @@ func (c *Client) post(ctx context.Context, e *endpoint, limit time.Duration, bod
 
 // trouble says what it means that no answer came, or none that can be read.
 func (c *Client) trouble(ctx context.Context, err error) *trouble {
-	fail := func(b blame, r Reason, kind imapmeta.Kind, cause error, hint string) *trouble {
-		return &trouble{blame: b, reason: r, err: &imapmeta.Error{Kind: kind, Op: opConnect, Err: cause, Hint: hint}, cause: err}
-	}
 	var dial *dialError
+	sent := !errors.As(err, &dial)
+	fail := func(b blame, r Reason, kind imapmeta.Kind, cause error, hint string) *trouble {
+		return &trouble{blame: b, reason: r, err: &imapmeta.Error{Kind: kind, Op: opConnect, Err: cause, Hint: hint}, cause: err, sent: sent}
+	}
 	if ctx.Err() != nil {
 		cause := context.Cause(ctx)
 		if !errors.Is(cause, context.DeadlineExceeded) {
@@ -103,14 +111,12 @@ func (c *Client) trouble(ctx context.Context, err error) *trouble {
 		return fail(doubtful, Timeout, imapmeta.Retry, cause, "")
 	}
 	switch {
-	case errors.As(err, &dial):
+	case !sent:
 		return c.unconnected(dial.err)
-	case strings.Contains(err.Error(), "malformed HTTP"): // net/http has no type for it
-		return fail(doubtful, Reply, imapmeta.Server, fmt.Errorf("%w: %w", ErrNotDoveadm, err), hintURL)
-	case errors.Is(err, errNotJSON):
+	case errors.Is(err, errNotHTTP), errors.Is(err, errNotJSON):
 		return fail(doubtful, Reply, imapmeta.Server, fmt.Errorf("%w: %w", ErrNotDoveadm, err), hintURL)
 	case errors.Is(err, errLong):
-		return fail(commands, Reply, imapmeta.Retry, err, hintLog)
+		return fail(doubtful, Reply, imapmeta.Retry, err, hintLog)
 	}
 	return fail(doubtful, Closed, imapmeta.Retry, imapmeta.HungUp(err), hintLog)
 }
@@ -140,20 +146,26 @@ func (c *Client) unconnected(err error) *trouble {
 
 // refusal says what an HTTP status other than 200 means. Dovecot's own are 400,
 // 401, 404 and 500; the others come from proxies, and from what is no Dovecot.
-func (c *Client) refusal(r *http.Response) *trouble {
-	text, _ := io.ReadAll(io.LimitReader(r.Body, 512))
-	said := fmt.Sprintf("HTTP %d", r.StatusCode)
-	if words := strings.Join(strings.Fields(string(text)), " "); words != "" {
+// Some of those repeat the request with its header.
+func (c *Client) refusal(r *http.Response, header string) *trouble {
+	text, _ := io.ReadAll(io.LimitReader(r.Body, 4096))
+	said, words := fmt.Sprintf("HTTP %d", r.StatusCode), string(text)
+	if _, secret, _ := strings.Cut(header, " "); secret != "" {
+		words = strings.ReplaceAll(words, secret, "***")
+	}
+	unfit := func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }
+	if words = strings.Join(strings.FieldsFunc(words, unfit), " "); words != "" {
 		said += ": " + clip(words)
 	} else if words := http.StatusText(r.StatusCode); words != "" {
 		said += ": " + words
 	}
 	fail := func(b blame, reason Reason, kind imapmeta.Kind, cause error, hint string) *trouble {
-		return &trouble{blame: b, reason: reason, err: &imapmeta.Error{Kind: kind, Op: opConnect, Err: cause, Hint: hint}}
+		return &trouble{blame: b, reason: reason, err: &imapmeta.Error{Kind: kind, Op: opConnect, Err: cause, Hint: hint}, sent: b == doubtful}
 	}
 	told := func(cause error) error { return fmt.Errorf("%w: the server says: %s", cause, said) }
 	switch status := r.StatusCode; {
 	case status == http.StatusUnauthorized:
+		c.key.refused(header)
 		return fail(endpoints, Key, imapmeta.Server, told(ErrKey), hintKey)
 	case status/100 == 3:
 		return fail(endpoints, Redirect, imapmeta.Server,
@@ -161,7 +173,9 @@ func (c *Client) refusal(r *http.Response) *trouble {
 	case status == http.StatusForbidden, status == http.StatusNotFound, status == http.StatusMethodNotAllowed, status == http.StatusGone:
 		return fail(endpoints, HTTP, imapmeta.Server, told(ErrNotDoveadm), hintURL)
 	case status == http.StatusRequestEntityTooLarge:
-		return fail(doubtful, HTTP, imapmeta.Retry, errors.New("the server says: "+said), hintTooLarge)
+		t := fail(doubtful, HTTP, imapmeta.Retry, errors.New("the server says: "+said), hintTooLarge)
+		t.sent = false // it was not even read
+		return t
 	case status == http.StatusTooManyRequests:
 		return fail(endpoints, HTTP, imapmeta.Retry, errors.New("the server says: "+said), "")
 	}

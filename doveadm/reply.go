@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 
 	"dovepush/imapmeta"
 )
@@ -66,11 +67,13 @@ func readReplies(in io.Reader, each func(reply)) error {
 			return fmt.Errorf("%w: %q where a reply should be", errNotJSON, b)
 		}
 		text, long, err := element(br)
+		if long { // wherever it ends
+			each(reply{long: true})
+		}
 		if err != nil {
 			return cut(err)
 		}
 		if long {
-			each(reply{long: true})
 			continue
 		}
 		r, err := parseReply(text)
@@ -122,7 +125,7 @@ func element(br *bufio.Reader) (text []byte, long bool, err error) {
 	for depth > 0 {
 		b, err := br.ReadByte()
 		if err != nil {
-			return nil, false, err
+			return nil, long, err
 		}
 		if len(text) < maxReply {
 			text = append(text, b)
@@ -188,19 +191,16 @@ func parseReply(text []byte) (reply, error) {
 // are told the same way: src/doveadm/doveadm-mail-mailbox-metadata.c prints ""
 // for "not found".
 func (r *reply) value() (imapmeta.Value, error) {
-	var list []struct{ Value string }
+	var list []struct{ Value *string }
 	if r.long {
 		return "", &imapmeta.Error{Kind: imapmeta.User, Op: opGet,
 			Err: fmt.Errorf("the entry holds more than %d bytes: dovepush did not write that", maxReply)}
 	}
-	if err := json.Unmarshal(r.data, &list); err != nil || len(list) > 1 {
+	if err := json.Unmarshal(r.data, &list); err != nil || len(list) != 1 || list[0].Value == nil {
 		return "", &imapmeta.Error{Kind: imapmeta.Retry, Op: opGet, Status: statusResponse,
 			Err: fmt.Errorf("the reply %q is not a value", clip(string(r.data)))}
 	}
-	if len(list) == 0 {
-		return imapmeta.Absent, nil
-	}
-	return imapmeta.Value(list[0].Value), nil
+	return imapmeta.Value(*list[0].Value), nil
 }
 
 // match finds the replies to n commands, by their tags. Replies without a tag
@@ -213,7 +213,7 @@ func match(replies []reply, n int) []*reply {
 		r, i := &replies[at], at
 		if r.tagged {
 			var err error
-			if i, err = strconv.Atoi(r.tag); err != nil {
+			if i, err = strconv.Atoi(r.tag); err != nil || strconv.Itoa(i) != r.tag {
 				continue
 			}
 		} else if len(replies) != n {
@@ -241,24 +241,27 @@ func (r *reply) equals(other *reply) bool {
 
 // bounded reads at most left bytes, and then fails.
 type bounded struct {
-	r    io.Reader
-	left int64
+	r      io.Reader
+	left   int64
+	failed error // what it returned last
 }
 
 func (b *bounded) Read(p []byte) (int, error) {
 	if b.left <= 0 {
+		b.failed = errLong
 		return 0, errLong
 	}
 	n, err := b.r.Read(p[:min(int64(len(p)), b.left)])
 	b.left -= int64(n)
+	b.failed = err
 	return n, err
 }
 
 // clip bounds foreign text in messages.
 func clip(s string) string {
 	const most = 200
-	if len(s) <= most {
-		return s
+	if len(s) > most {
+		s = s[:most] + "..."
 	}
-	return s[:most] + "..."
+	return strings.ToValidUTF8(s, "")
 }

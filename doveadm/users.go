@@ -17,7 +17,10 @@ import (
 // Dovecot sends nothing before it has iterated through them all.
 const listSilence = 5 * time.Minute
 
-const hintIterate = "Dovecot's log tells why; its userdb must be able to list users (iterate_query of sql, iterate_attrs of ldap)"
+// A doveadm process that has served a user's mailbox has that user's rights, and
+// may not list users any more: measured on 2.3.19 with service_count = 0.
+const hintIterate = "Dovecot's log tells why; its userdb must be able to list users (iterate_query of sql, iterate_attrs of ldap), " +
+	"and service doveadm must serve one request a process, as it comes (service_count = 1, in 2.4 restart_request_count = 1)"
 
 // Users lists the users whom Dovecot's userdb knows, in its order, as they come.
 // It ends with an *imapmeta.Error unless the list was complete. Names are as
@@ -26,6 +29,11 @@ const hintIterate = "Dovecot's log tells why; its userdb must be able to list us
 // If an endpoint fails before the first user, the next one is asked.
 func (c *Client) Users(ctx context.Context) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
+		if err := c.enter(); err != nil {
+			yield("", err)
+			return
+		}
+		defer c.calls.Done()
 		b := &batch{}
 		for {
 			e := c.lender(b)
@@ -41,6 +49,9 @@ func (c *Client) Users(ctx context.Context) iter.Seq2[string, error] {
 			})
 			switch {
 			case !going, t == nil:
+				return
+			case ctx.Err() != nil:
+				yield("", &imapmeta.Error{Kind: imapmeta.Retry, Op: opUser, Err: context.Cause(ctx)})
 				return
 			case some || t.blame == everybodys || t.blame == nobodys || t.err.Status != "":
 				yield("", t.err)
@@ -74,14 +85,14 @@ var errEnough = errors.New("enough")
 func (c *Client) list(ctx context.Context, e *endpoint, each func(string) bool) *trouble {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	silence := time.AfterFunc(listSilence, func() { cancel(&timeoutError{listSilence}) })
+	silence := time.AfterFunc(c.listSilence, func() { cancel(&timeoutError{c.listSilence}) })
 	defer silence.Stop()
 	text, err := json.Marshal([][3]any{{lookup, users{[]string{"*"}}, "0"}})
 	if err != nil {
 		return c.trouble(ctx, err)
 	}
 	t := c.post(ctx, e, 0, text, 0, func(in io.Reader) error {
-		return readUsers(&heard{r: in, silence: silence}, each)
+		return readUsers(&heard{in, silence, c.listSilence}, each)
 	})
 	var refused *imapmeta.Error
 	c.mu.Lock()
@@ -94,8 +105,6 @@ func (c *Client) list(ctx context.Context, e *endpoint, each func(string) bool) 
 		}
 	case errors.Is(t.cause, errEnough):
 		c.worksLocked(e)
-	case t.reason == Key:
-		c.key.refused()
 	}
 	return t
 }
@@ -105,10 +114,11 @@ func (c *Client) list(ctx context.Context, e *endpoint, each func(string) bool) 
 type heard struct {
 	r       io.Reader
 	silence *time.Timer
+	limit   time.Duration
 }
 
 func (h *heard) Read(p []byte) (int, error) {
-	h.silence.Reset(listSilence)
+	h.silence.Reset(h.limit)
 	n, err := h.r.Read(p)
 	h.silence.Stop()
 	return n, err
@@ -117,7 +127,7 @@ func (h *heard) Read(p []byte) (int, error) {
 // readUsers reads [["doveadmResponse",{"userList":["a","b"]},"0"]] to its end,
 // a name at a time.
 func readUsers(in io.Reader, each func(string) bool) error {
-	limit := &bounded{in, maxReply}
+	limit := &bounded{r: in, left: maxReply}
 	d := json.NewDecoder(limit)
 	want := func(tokens ...json.Token) error {
 		for _, want := range tokens {
