@@ -196,7 +196,7 @@ var (
 	// absent, and is looked at again then.
 	ErrDoubt = errors.New("the entry is absent now, but an earlier write that was not answered may still come through")
 	// ErrExists: Dovecot refused the user as unknown, but has him.
-	ErrExists = errors.New("Dovecot refuses this user, but its userdb has him: not forgotten")
+	ErrExists = errors.New("not forgotten: Dovecot refuses this user, but its userdb has him")
 	// ErrRefused: somebody else has just tried the user, in vain.
 	ErrRefused = errors.New("refused a moment ago")
 	// ErrIdentity: the identity cannot stand in a value.

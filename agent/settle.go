@@ -52,8 +52,9 @@ func (a *Agent) work(ctx context.Context, p *place, owner string, reg registry.R
 
 // manner is how work is done.
 type manner struct {
-	forget bool // who is to be unregistered, and unknown to Dovecot, is forgotten
-	share  bool // whom somebody else has tried in vain is not tried again
+	forget  bool // who is to be unregistered, and unknown to Dovecot, is forgotten
+	share   bool // whom somebody else has tried in vain is not tried again
+	patient bool // who is somebody else's is waited for without a word
 }
 
 // exchange is what of work is done with the server, for a sweep records many
@@ -206,7 +207,7 @@ func (a *Agent) claim(ctx context.Context, key registry.Key, owner string, timeo
 			}
 			continue
 		}
-		if !warned && time.Since(began) > heldQuiet {
+		if !m.patient && !warned && time.Since(began) > heldQuiet {
 			warned = true
 			a.options.Log.Warn("another dovepush is at work on this user, waiting", "user", key.User, "server", key.Server,
 				"owner", reg.ClaimedBy, "until", reg.ClaimedUntil)

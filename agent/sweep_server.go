@@ -161,6 +161,9 @@ func (v *serverSweep) missing(st step) Result {
 func (v *serverSweep) wait(ctx, working context.Context) error {
 	var all sync.WaitGroup
 	defer all.Wait()
+	if v.held.n > 0 {
+		v.options.Log.Info("others are at work on some users, waiting for what comes of them", "server", v.site.Name, "users", v.held.n)
+	}
 	busy := make(chan struct{}, max(v.site.MaxConnections, 1))
 	for st, err := range v.held.steps() {
 		if err != nil {
@@ -188,7 +191,7 @@ func (v *serverSweep) wait(ctx, working context.Context) error {
 // one settles a single user in a context that ends a while after we are to
 // stop, and returns what came of it.
 func (v *serverSweep) one(ctx context.Context, st step, share bool) Result {
-	result := v.settle(ctx, registry.Key{User: st.user, Server: v.site.Name}, v.began, manner{forget: v.forget, share: share})
+	result := v.settle(ctx, registry.Key{User: st.user, Server: v.site.Name}, v.began, manner{forget: v.forget, share: share, patient: true})
 	switch {
 	case errors.Is(result.Err, ErrNotRegistered):
 		result = v.missing(st)
