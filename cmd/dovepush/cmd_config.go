@@ -54,8 +54,10 @@ func (a *app) checkConfig() error {
 	if err := c.Check(); err != nil {
 		return fmt.Errorf("%w: %s: %w", errConfig, a.path(), err)
 	}
+	var unused crew
+	defer unused.close()
 	for i := range c.Servers {
-		if _, err := newEntries(i, &c.Servers[i], nil); err != nil {
+		if _, err := a.connect(c, i, nil, nil, nil, &unused); err != nil {
 			return err
 		}
 	}

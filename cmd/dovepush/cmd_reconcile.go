@@ -19,6 +19,7 @@ import (
 type reconcileFlags struct {
 	users    string
 	command  string
+	from     string
 	prune    bool
 	maxPrune string
 	verify   string
@@ -40,6 +41,10 @@ was left undone, and, with --prune, unregisters who is not listed. It costs a
 login for each user for whom something is to be done, and nothing for the others.
 Without a list it sees to all registrations that are due.
 
+--users-from doveadm lists the users of each [[server]] by its DoveAdm HTTP API,
+which connector "imap" may have beside it; of each it takes those who are that
+server's by domains.
+
 A list has a user a line, or a user, a TAB and an identity; # begins a comment
 line. Order and repetition do not matter. It is read to its end before anything
 is changed, and a COMMAND that fails changes nothing. A pipe hides that its first
@@ -51,7 +56,8 @@ every 16 seconds, as Dovecot delays everybody's logins after each refused one.
 
 Says nothing when all is well, but for -v, --json and a terminal.`,
 		Example: `  dovepush reconcile --users /etc/dovepush/users
-  dovepush reconcile --users-command "doveadm user '*'" --prune --dry-run
+  dovepush reconcile --users-from doveadm --prune --dry-run
+  dovepush reconcile --users-command "doveadm user '*'"
   mysql -BN -e "SELECT user FROM mailboxes" mail >users && dovepush reconcile --users users --prune`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -64,6 +70,7 @@ Says nothing when all is well, but for -v, --json and a terminal.`,
 	flags := cmd.Flags()
 	flags.StringVar(&f.users, "users", "", "who should be registered: a `FILE`, or - for standard input")
 	flags.StringVar(&f.command, "users-command", "", "who should be registered: what this `COMMAND` of the shell prints")
+	flags.StringVar(&f.from, "users-from", "", "who should be registered: all users whom Dovecot knows, asked by `doveadm`'s HTTP API")
 	flags.BoolVar(&f.prune, "prune", false, "unregister who is not listed")
 	flags.StringVar(&f.maxPrune, "max-prune", "", "change nothing if --prune would unregister more than `N|P%` users (default 5%, at least 10 users)")
 	flags.StringVar(&f.verify, "verify", string(agent.Due), "whose entries to look at though nothing has changed: `due|all|none`")
@@ -77,14 +84,21 @@ Says nothing when all is well, but for -v, --json and a terminal.`,
 
 func (f *reconcileFlags) check(cmd *cobra.Command) error {
 	changed := cmd.Flags().Changed
-	listed := changed("users") || changed("users-command")
+	lists := 0
+	for _, name := range []string{"users", "users-command", "users-from"} {
+		if changed(name) {
+			lists++
+		}
+	}
 	switch {
-	case changed("users") && changed("users-command"):
-		return usagef("--users and --users-command name two lists: give one")
+	case lists > 1:
+		return usagef("--users, --users-command and --users-from name several lists: give one")
+	case changed("users-from") && f.from != config.ConnectorDoveadm:
+		return usagef("--users-from %q: it can only be %s", f.from, config.ConnectorDoveadm)
 	case changed("users") && f.users == "", changed("users-command") && strings.TrimSpace(f.command) == "":
 		return usagef("the list has no name")
-	case f.prune && !listed:
-		return usagef("--prune needs a list: --users or --users-command")
+	case f.prune && lists == 0:
+		return usagef("--prune needs a list: --users, --users-command or --users-from")
 	case changed("max-prune") && !f.prune:
 		return usagef("--max-prune is of use with --prune only")
 	case f.dryRun && f.noWait:
@@ -212,10 +226,11 @@ func (a *app) sweep(ctx context.Context, f reconcileFlags, out *sweepReport) (er
 		return err
 	}
 	defer r.Close()
-	worker, err := a.newAgent(c, r, nil, nil)
+	worker, err := a.newCrew(c, r, nil, nil)
 	if err != nil {
 		return err
 	}
+	defer worker.close()
 	aim := agent.Aim{Listed: list.users(ctx), Prune: f.prune, Verify: agent.Scope(f.verify)}
 	var each func(agent.Step) error
 	if f.dryRun {

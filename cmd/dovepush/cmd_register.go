@@ -147,10 +147,11 @@ func (a *app) requests(ctx context.Context, action agent.Action, args []string, 
 		return err
 	}
 	defer r.Close()
-	worker, err := a.newAgent(c, r, password, nil)
+	worker, err := a.newCrew(c, r, password, nil)
 	if err != nil {
 		return err
 	}
+	defer worker.close()
 
 	var input error
 	requests := func(yield func(agent.Request) bool) {
@@ -185,7 +186,7 @@ func (a *app) requests(ctx context.Context, action agent.Action, args []string, 
 func parallel(c *config.Config) int {
 	n := 0
 	for _, s := range c.Servers {
-		n += s.MaxConnections
+		n += inFlight(&s)
 	}
 	return n
 }

@@ -17,8 +17,9 @@ func (a *app) statusCommand() *cobra.Command {
 		GroupID: "users",
 		Short:   "Show what should be and what is, from the registry",
 		Long: `Without a user, counts the registrations by server and state, and tells what
-waits: how many are due and will be tried again, and which servers fail for
-everybody, why, and when they are tried again. With users, shows a row for each.
+waits: how many are due and will be tried again, which servers fail for
+everybody and which DoveAdm endpoints are set aside, why, and when they are tried
+again. With users, shows a row for each.
 Reads the registry only: dovepush verify looks at the mailbox.
 
 In the column NEXT, "due" waits for dovepush serve or verify, "now" is being

@@ -11,6 +11,7 @@ import (
 
 	"dovepush/agent"
 	"dovepush/config"
+	"dovepush/doveadm"
 	"dovepush/imapmeta"
 	"dovepush/registry"
 	"dovepush/userlist"
@@ -135,7 +136,8 @@ func exchangeCode(e *imapmeta.Error) int {
 		return exitTemporary
 	case errors.Is(e, imapmeta.ErrPlaintext) && e.Status == "":
 		return exitConfig
-	case e.Kind == imapmeta.User, errors.Is(e, imapmeta.ErrLogin), errors.Is(e, imapmeta.ErrPlaintext):
+	case e.Kind == imapmeta.User, errors.Is(e, imapmeta.ErrLogin), errors.Is(e, imapmeta.ErrPlaintext),
+		errors.Is(e, doveadm.ErrKey), errors.Is(e, doveadm.ErrForbidden):
 		return exitPermission
 	}
 	return exitUnavailable

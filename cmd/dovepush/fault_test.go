@@ -15,23 +15,64 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"dovepush/config"
 	"dovepush/internal/dovecot"
 	"dovepush/internal/dovecot/dovecottest"
 )
 
 // site is a Dovecot with settings for it.
 type site struct {
-	t   *testing.T
-	s   *dovecot.Server
-	dir string
+	t         *testing.T
+	s         *dovecot.Server
+	dir       string
+	connector string
 }
 
+// newSite has dovepush reach Dovecot over IMAP.
 func newSite(t *testing.T, s *dovecot.Server) *site {
 	t.Helper()
-	w := &site{t, s, t.TempDir()}
-	w.write("master.secret", s.MasterPassword+"\n")
-	w.settings(s.IMAP)
+	return newSiteBy(t, s, config.ConnectorIMAP)
+}
+
+// newSiteBy has dovepush reach Dovecot by a connector.
+func newSiteBy(t *testing.T, s *dovecot.Server, connector string) *site {
+	t.Helper()
+	w := &site{t, s, t.TempDir(), connector}
+	w.mendSecret()
+	if connector == config.ConnectorIMAP {
+		w.settings(s.IMAP)
+	} else {
+		w.endpoints(s.DoveadmURL)
+	}
 	return w
+}
+
+// spoilSecret makes what Dovecot knows dovepush by wrong, and mendSecret right.
+func (w *site) spoilSecret() { w.writeSecret("wrong", "wrong") }
+func (w *site) mendSecret()  { w.writeSecret(w.s.MasterPassword, w.s.APIKey) }
+
+func (w *site) writeSecret(master, key string) {
+	w.t.Helper()
+	if w.connector == config.ConnectorIMAP {
+		w.write("master.secret", master+"\n")
+	} else {
+		w.write("doveadm.key", key+"\n")
+	}
+}
+
+// endpoints points dovepush at a DoveAdm API.
+func (w *site) endpoints(urls ...string) {
+	w.t.Helper()
+	w.write("config.toml", fmt.Sprintf(`
+[[server]]
+connector = "doveadm"
+timeout = "20s"
+[server.doveadm]
+endpoints = ["%s"]
+api_key_file = "doveadm.key"
+[registry]
+path = "registry.db"
+`, strings.Join(urls, `", "`)))
 }
 
 func (w *site) write(name, text string) {
@@ -160,8 +201,7 @@ func TestKilledBetweenWriteAndRecordNothingIsForeign(t *testing.T) {
 // Killed at whatever moment, dovepush ends in the state that was asked for
 // when it is asked again.
 func TestKilledAtAnyMomentTheNextRunEndsRight(t *testing.T) {
-	dovecottest.Each(t, dovecot.Options{Users: []dovecot.User{{Name: "alice", Password: "x"}}}, func(t *testing.T, s *dovecot.Server) {
-		w := newSite(t, s)
+	everyWay(t, dovecot.Options{Users: []dovecot.User{{Name: "alice", Password: "x"}}}, func(t *testing.T, w *site) {
 		for i := range 25 {
 			identity := fmt.Sprintf("id%d", i)
 			cmd := w.command("register", "alice", "--identity", identity)

@@ -14,6 +14,7 @@ func TestEveryPackageKeepsToItsRoom(t *testing.T) {
 		"dovepush/api":                          {"dovepush/agent", "dovepush/imapmeta", "dovepush/registry"},
 		"dovepush/bench":                        {"dovepush/internal/dovecot"},
 		"dovepush/bench/raw":                    nil,
+		"dovepush/bench/rawhttp":                nil,
 		"dovepush/config":                       nil,
 		"dovepush/doveadm":                      {"dovepush/imapmeta"},
 		"dovepush/imapmeta":                     nil,

@@ -31,6 +31,9 @@ func (a *app) ownPassword(ctx context.Context, c *config.Config, users []string,
 	if !single {
 		return nil, usagef("a password is one user's own: name exactly one USER")
 	}
+	if s, ok := c.ServerFor(users[0]); ok && s.Connector != config.ConnectorIMAP {
+		return nil, usagef("server %q has connector %q, which logs nobody in: a user's own password is of no use", s.Name, s.Connector)
+	}
 	password, err := a.readPassword(ctx, users[0], fromStdin)
 	if err != nil {
 		return nil, err

@@ -61,7 +61,7 @@ func TestReadyWhileTheRegistryCanBeWritten(t *testing.T) {
 		}
 		s := &service{log: slog.New(slog.DiscardHandler), registry: r}
 		s.metrics = s.newMetrics()
-		s.now.Store(&generation{agent: a})
+		s.now.Store(&generation{crew: &crew{Agent: a}})
 		pages := s.metricsPages()
 		ready := func(status int, says string) {
 			t.Helper()

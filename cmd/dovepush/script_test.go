@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"dovepush/config"
 	"dovepush/internal/dovecot"
 )
 
@@ -21,30 +23,46 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"dovepush": main})
 }
 
-// The command line, as a process, against a Dovecot of its own for each script
-// and version.
+// The command line, as a process, against a Dovecot of its own for each script,
+// version and connector. What is one connector's alone is in a directory of its
+// name; where the others differ they say [imap] or [doveadm].
 func TestScripts(t *testing.T) {
 	for _, version := range dovecot.Versions() {
-		t.Run(string(version), func(t *testing.T) {
-			if testing.Short() {
-				t.Skip("needs a real Dovecot")
+		for _, connector := range connectors {
+			for _, dir := range []string{"testdata/script", "testdata/script/" + connector} {
+				t.Run(fmt.Sprintf("%s/%s/%s", version, connector, filepath.Base(dir)), func(t *testing.T) {
+					if testing.Short() {
+						t.Skip("needs a real Dovecot")
+					}
+					testscript.Run(t, testscript.Params{
+						Dir:                 dir,
+						Setup:               func(env *testscript.Env) error { return setUp(t.Context(), version, connector, env) },
+						Cmds:                commands(t.Context()),
+						Condition:           func(name string) (bool, error) { return isConnector(name, connector) },
+						RequireExplicitExec: true,
+						RequireUniqueNames:  true,
+					})
+				})
 			}
-			testscript.Run(t, testscript.Params{
-				Dir:                 "testdata/script",
-				Setup:               func(env *testscript.Env) error { return setUp(t.Context(), version, env) },
-				Cmds:                commands(t.Context()),
-				RequireExplicitExec: true,
-				RequireUniqueNames:  true,
-			})
-		})
+		}
 	}
+}
+
+// connectors are the ways to reach an entry.
+var connectors = []string{config.ConnectorIMAP, config.ConnectorDoveadm}
+
+func isConnector(name, connector string) (bool, error) {
+	if !slices.Contains(connectors, name) {
+		return false, fmt.Errorf("unknown condition %q", name)
+	}
+	return name == connector, nil
 }
 
 type serverKey struct{}
 
 // setUp starts the script's Dovecot and writes settings for it.
-func setUp(ctx context.Context, version dovecot.Version, env *testscript.Env) error {
-	options, err := scriptOptions(env.WorkDir)
+func setUp(ctx context.Context, version dovecot.Version, connector string, env *testscript.Env) error {
+	options, plain, err := scriptOptions(env.WorkDir)
 	if err != nil {
 		return err
 	}
@@ -52,8 +70,11 @@ func setUp(ctx context.Context, version dovecot.Version, env *testscript.Env) er
 	options.Users = []dovecot.User{
 		{Name: "alice", Password: "alice-secret"}, {Name: "bob", Password: "bob-secret"}, {Name: "carol", Password: "carol-secret"},
 		{Name: "locked", Password: "locked-secret", Extra: "nologin"},
-		{Name: "alice@example.org", Password: "x"}, {Name: "o'hara", Password: "x"}, {Name: `quo"te`, Password: "x"}, {Name: `back\slash`, Password: "x"},
-		{Name: "müller", Password: "x"}, {Name: "star*agent", Password: "x"},
+		{Name: "alice@example.org", Password: "x"}, {Name: "müller", Password: "x"},
+	}
+	if !plain {
+		options.Users = append(options.Users, dovecot.User{Name: "o'hara", Password: "x"}, dovecot.User{Name: `quo"te`, Password: "x"},
+			dovecot.User{Name: `back\slash`, Password: "x"}, dovecot.User{Name: "star*agent", Password: "x"})
 	}
 	s, err := dovecot.Start(ctx, options)
 	if err != nil {
@@ -63,6 +84,7 @@ func setUp(ctx context.Context, version dovecot.Version, env *testscript.Env) er
 	env.Values[serverKey{}] = s
 	files := map[string]string{
 		"master.secret": s.MasterPassword + "\n",
+		"doveadm.key":   s.APIKey + "\n",
 		"config.toml":   settings,
 	}
 	for name, text := range files {
@@ -80,30 +102,51 @@ func setUp(ctx context.Context, version dovecot.Version, env *testscript.Env) er
 	env.Setenv("IMAP", s.IMAP)
 	env.Setenv("CA", s.CAFile)
 	env.Setenv("MASTER", s.MasterUser)
+	env.Setenv("DOVEADM", s.DoveadmURL)
+	env.Setenv("DOVECOT_DIR", s.Dir)
+	env.Setenv("KEY", s.APIKey)
+	env.Setenv("PASSWORD", s.DoveadmPassword)
 	env.Setenv("DOVEPUSH_CONFIG", filepath.Join(env.WorkDir, "config.toml"))
+	env.Setenv("SERVER", os.Expand(serverSettings[connector], env.Getenv))
+	env.Setenv("SECRET", map[string]string{config.ConnectorIMAP: "master.secret", config.ConnectorDoveadm: "doveadm.key"}[connector])
 	return expand(filepath.Join(env.WorkDir, "config.toml"), env.Getenv)
 }
 
 const settings = `
 [[server]]
-address = "${IMAPS}"
-tls_ca_file = "${CA}"
 timeout = "10s"
-[server.auth]
-master_user = "${MASTER}"
-password_file = "master.secret"
+${SERVER}
 [registry]
 path = "registry.db"
 `
 
+// serverSettings is what follows the line [[server]].
+var serverSettings = map[string]string{
+	config.ConnectorIMAP: `
+address = "${IMAPS}"
+tls_ca_file = "${CA}"
+[server.auth]
+master_user = "${MASTER}"
+password_file = "master.secret"
+`,
+	config.ConnectorDoveadm: `
+connector = "doveadm"
+[server.doveadm]
+endpoints = ["${DOVEADM}"]
+api_key_file = "doveadm.key"
+`,
+}
+
 // scriptOptions reads the words of the file "dovecot", if the script has one.
-func scriptOptions(dir string) (o dovecot.Options, err error) {
+func scriptOptions(dir string) (o dovecot.Options, plain bool, err error) {
 	text, err := os.ReadFile(filepath.Join(dir, "dovecot"))
 	if errors.Is(err, os.ErrNotExist) {
-		return o, nil
+		return o, false, nil
 	}
 	for word := range strings.FieldsSeq(string(text)) {
 		switch word {
+		case "PlainNames": // a passwd-file lists odd ones as it has them, escaped
+			plain = true
 		case "NoMetadata":
 			o.NoMetadata = true
 		case "NoDict":
@@ -112,11 +155,31 @@ func scriptOptions(dir string) (o dovecot.Options, err error) {
 			o.NoResultSuccess = true
 		case "PlaintextRefused":
 			o.PlaintextRefused = true
+		case "AllowedCommands": // as docs/dovecot.md has it
+			o.Extra = map[dovecot.Version]string{
+				dovecot.V23: "doveadm_allowed_commands = mailbox metadata get,mailbox metadata set,mailbox metadata unset,user\n",
+				dovecot.V24: `doveadm_allowed_commands = "mailbox metadata get" "mailbox metadata set" "mailbox metadata unset" user` + "\n",
+			}
+		case "OnlyGet":
+			o.Extra = map[dovecot.Version]string{
+				dovecot.V23: "doveadm_allowed_commands = mailbox metadata get\n",
+				dovecot.V24: `doveadm_allowed_commands = "mailbox metadata get" reload` + "\n", // quotes around the whole would be taken away
+			}
+		case "UnixListener":
+			o.Extra = everyVersion("service doveadm {\n unix_listener http {\n }\n}\n")
 		default:
-			return o, fmt.Errorf("dovecot: unknown word %q", word)
+			return o, false, fmt.Errorf("dovecot: unknown word %q", word)
 		}
 	}
-	return o, err
+	return o, plain, err
+}
+
+func everyVersion(settings string) map[dovecot.Version]string {
+	extra := make(map[dovecot.Version]string)
+	for _, version := range dovecot.Versions() {
+		extra[version] = settings
+	}
+	return extra
 }
 
 // expand replaces ${NAME} in a file.
@@ -126,6 +189,12 @@ func expand(path string, value func(string) string) error {
 		return err
 	}
 	return os.WriteFile(path, []byte(os.Expand(string(text), value)), 0o600)
+}
+
+// refusals is how many logins Dovecot has refused, or requests for their key.
+func refusals(s *dovecot.Server) int {
+	log := s.Log()
+	return strings.Count(log, "auth failed") + strings.Count(log, `HTTP/1.1" 401 `)
 }
 
 func theServer(ts *testscript.TestScript) *dovecot.Server {
@@ -188,11 +257,11 @@ func commands(ctx context.Context) map[string]func(ts *testscript.TestScript, ne
 		"remember": func(ts *testscript.TestScript, neg bool, args []string) {
 			ts.Check(theServer(ts).AddUser(dovecot.User{Name: args[0], Password: args[1]}))
 		},
-		// refusals N: Dovecot has refused so many logins.
+		// refusals N: Dovecot has refused so many logins, or requests for their key.
 		"refusals": func(ts *testscript.TestScript, neg bool, args []string) {
 			want, err := strconv.Atoi(args[0])
 			ts.Check(err)
-			if n := strings.Count(theServer(ts).Log(), "auth failed"); n != want {
+			if n := refusals(theServer(ts)); n != want {
 				ts.Fatalf("%d logins were refused, want %d\n%s", n, want, theServer(ts).Log())
 			}
 		},

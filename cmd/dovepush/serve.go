@@ -52,11 +52,11 @@ type service struct {
 // generation is what a reload replaces: the settings and what was made of them.
 type generation struct {
 	config *config.Config
-	agent  *agent.Agent
-	token  string // of the API; empty: none
-	tls    *tls.Config
-	end    context.CancelCauseFunc
-	ended  context.Context
+	*crew
+	token string // of the API; empty: none
+	tls   *tls.Config
+	end   context.CancelCauseFunc
+	ended context.Context
 }
 
 // serve runs the service until ctx is over.
@@ -153,7 +153,9 @@ func (s *service) keep(ctx context.Context) error {
 			running, end := context.WithCancelCause(ctx)
 			defer end(nil)
 			defer context.AfterFunc(g.ended, func() { end(errReloaded) })()
-			failed <- g.agent.Run(running)
+			err := g.Run(running)
+			g.close()
+			failed <- err
 		})
 		select {
 		case err := <-failed:
@@ -211,9 +213,14 @@ func (a *app) newGeneration(ctx context.Context, s *service, c *config.Config) (
 	}
 	g := &generation{config: c}
 	var err error
-	if g.agent, err = a.newAgent(c, s.registry, nil, s.metrics); err != nil {
+	if g.crew, err = a.newCrew(c, s.registry, nil, s.metrics); err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			g.close()
+		}
+	}()
 	if c.API.Token.IsSet() {
 		if g.token, err = c.API.Token.Read(ctx); err != nil {
 			return nil, err
@@ -231,7 +238,7 @@ func (a *app) newGeneration(ctx context.Context, s *service, c *config.Config) (
 
 // Submit hands a request to the agent of these settings.
 func (s *service) Submit(ctx context.Context, r agent.Request) (registry.Registration, error) {
-	return s.now.Load().agent.Submit(ctx, r)
+	return s.now.Load().Submit(ctx, r)
 }
 
 // Await waits for what comes of a request, also when the settings are read
@@ -241,7 +248,7 @@ func (s *service) Await(ctx context.Context, submitted registry.Registration) (r
 		g := s.now.Load()
 		waiting, cancel := context.WithCancel(ctx)
 		stop := context.AfterFunc(g.ended, cancel)
-		reg, found, err := g.agent.Await(waiting, submitted)
+		reg, found, err := g.Await(waiting, submitted)
 		stop()
 		cancel()
 		if g.ended.Err() == nil || ctx.Err() != nil || err != nil || !found || agent.Worked(submitted, reg) {
@@ -291,7 +298,7 @@ type door struct {
 }
 
 // healthy fails if the agent has stopped turning.
-func (s *service) healthy() error { return s.now.Load().agent.Healthy() }
+func (s *service) healthy() error { return s.now.Load().Healthy() }
 
 // isReady fails while registrations cannot be taken down.
 func (s *service) isReady(ctx context.Context) error {
@@ -302,10 +309,21 @@ func (s *service) isReady(ctx context.Context) error {
 		s.log.Debug("not ready", "err", err)
 		return errors.New("the registry cannot be read")
 	}
-	if s.now.Load().agent.Troubled() {
+	if s.now.Load().Troubled() {
 		return errors.New("the registry cannot be written")
 	}
 	return nil
+}
+
+// endpoints tells how things stand with the servers' DoveAdm endpoints.
+func (w *crew) endpoints() (list []metrics.Endpoint) {
+	for _, c := range w.clients {
+		for _, e := range c.Endpoints() {
+			list = append(list, metrics.Endpoint{Server: c.server.Name, URL: e.URL, Out: e.Out, Since: e.Since, Reason: string(e.Reason),
+				Connections: e.Connections, MaxConnections: c.server.Doveadm.MaxConnections})
+		}
+	}
+	return list
 }
 
 func (s *service) newMetrics() *metrics.Metrics {
@@ -313,7 +331,8 @@ func (s *service) newMetrics() *metrics.Metrics {
 		Counts:     s.registry.Counts,
 		Changed:    s.registry.Version,
 		Backlog:    s.registry.Backlogs,
-		Loads:      func() []agent.Load { return s.now.Load().agent.Loads() }, // of whichever is running
+		Loads:      func() []agent.Load { return s.now.Load().Loads() }, // of whichever is running
+		Endpoints:  func() []metrics.Endpoint { return s.now.Load().endpoints() },
 		Now:        time.Now,
 		Version:    cmp.Or(version, built()),
 		Operations: api.Operations(),

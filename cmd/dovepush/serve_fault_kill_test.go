@@ -15,11 +15,11 @@ import (
 // Killed at random moments while the API takes changes, the service carries
 // out in the end whatever it acknowledged.
 func TestKilledAHundredTimesTheServiceLosesNothing(t *testing.T) {
-	both(t, dovecot.Options{Users: numbered(40)}, func(t *testing.T, s *dovecot.Server) {
+	everyWay(t, dovecot.Options{Users: numbered(40)}, func(t *testing.T, w *site) {
 		seed := uint64(time.Now().UnixNano())
 		t.Logf("seed %d", seed)
 		random := rand.New(rand.NewPCG(seed, 0))
-		w, ws := newSite(t, s), newWishes()
+		ws := newWishes()
 		// A claim lasts for longer than eventually waits: it must be taken over.
 		w.write("config.toml", strings.Replace(w.read("config.toml"), `timeout = "20s"`, `timeout = "5m"`, 1))
 		w.more(impatient)
@@ -68,8 +68,8 @@ func TestKilledAHundredTimesTheServiceLosesNothing(t *testing.T) {
 // Restarted every second for a minute, Dovecot has everybody right in the end.
 func TestDovecotIsRestartedAgainAndAgain(t *testing.T) {
 	const clients, each, lasts = 4, 250, time.Minute
-	both(t, dovecot.Options{Users: numbered(clients * each)}, func(t *testing.T, s *dovecot.Server) {
-		w, ws := newSite(t, s), newWishes()
+	everyWay(t, dovecot.Options{Users: numbered(clients * each)}, func(t *testing.T, w *site) {
+		ws := newWishes()
 		w.more(impatient)
 		r := w.start()
 		began := time.Now()
@@ -97,7 +97,7 @@ func TestDovecotIsRestartedAgainAndAgain(t *testing.T) {
 		restarts := 0
 		for time.Since(began) < lasts {
 			time.Sleep(time.Second)
-			if err := s.Restart(t.Context()); err != nil {
+			if err := w.s.Restart(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			restarts++

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"dovepush/agent"
+	"dovepush/config"
 	"dovepush/imapmeta"
 	"dovepush/internal/dovecot"
 	"dovepush/registry"
@@ -61,7 +62,7 @@ func TestTwoServicesAndTheCommandLineOnOneRegistry(t *testing.T) {
 		w, ws := newSite(t, s), newWishes()
 		seen := &turns{sessions: make(map[int]*session)}
 		w.settings(relay(t, s.IMAP, seen.see))
-		twin := &site{t, s, t.TempDir()}
+		twin := &site{t, s, t.TempDir(), w.connector}
 		twin.write("master.secret", w.read("master.secret"))
 		twin.write("config.toml", strings.Replace(w.read("config.toml"), "registry.db", filepath.Join(w.dir, "registry.db"), 1))
 		r := []*running{w.start(), twin.start()}
@@ -168,13 +169,13 @@ func (w *site) due(users []string) {
 // is refused, at growing intervals. The right password needs no restart.
 func TestAWrongMasterPasswordIsTriedNowAndThen(t *testing.T) {
 	const due = 10_000
-	both(t, dovecot.Options{Users: numbered(due)}, func(t *testing.T, s *dovecot.Server) {
-		w := newSite(t, s)
-		w.write("master.secret", "wrong\n")
+	everyWay(t, dovecot.Options{Users: numbered(due)}, func(t *testing.T, w *site) {
+		w.spoilSecret()
 		w.more("[retry]\ninitial = \"200ms\"\nmax = \"1h\"\n")
+		refusal := map[string]string{config.ConnectorIMAP: "AUTHENTICATIONFAILED", config.ConnectorDoveadm: "HTTP 401"}[w.connector]
 		w.due(names(due))
 		r := w.start("--log-level", "debug")
-		refused := func() int { return strings.Count(s.Log(), "auth failed") }
+		refused := func() int { return refusals(w.s) }
 		eventually(t, "several tries", func() error {
 			if refused() < 6 {
 				return errNotYet
@@ -204,11 +205,11 @@ func TestAWrongMasterPasswordIsTriedNowAndThen(t *testing.T) {
 		if err := json.Unmarshal([]byte(w.run(0, "status", "--json")), &sum); err != nil {
 			t.Fatal(err)
 		}
-		if sum.States[registry.Pending] != due || sum.Circuits["main"] == nil || !strings.Contains(sum.Circuits["main"].Error.Message, "AUTHENTICATIONFAILED") {
+		if sum.States[registry.Pending] != due || sum.Circuits["main"] == nil || !strings.Contains(sum.Circuits["main"].Error.Message, refusal) {
 			t.Errorf("meanwhile: %+v", sum)
 		}
 
-		w.write("master.secret", s.MasterPassword+"\n")
+		w.mendSecret()
 		r.says("server works again", 1)
 		eventually(t, "the first users are registered", func() error {
 			if n := strings.Count(r.log.String(), "msg=settled"); n < 300 {

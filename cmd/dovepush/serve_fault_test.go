@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"dovepush/config"
 	"dovepush/internal/dovecot"
 	"dovepush/registry"
 )
@@ -23,15 +24,15 @@ import (
 // Stopped for a while, Dovecot is left alone but for probes, and gets
 // everything that was asked for meanwhile when it is back.
 func TestServiceOutlivesAStopOfDovecot(t *testing.T) {
-	both(t, dovecot.Options{Users: numbered(100)}, func(t *testing.T, s *dovecot.Server) {
-		w, ws := newSite(t, s), newWishes()
+	everyWay(t, dovecot.Options{Users: numbered(100)}, func(t *testing.T, w *site) {
+		ws := newWishes()
 		w.more(impatient)
 		r := w.start()
 		for _, u := range names(100)[:50] {
 			r.wish(ws, u, u)
 		}
 		w.settles(ws)
-		if err := s.Stop(t.Context()); err != nil {
+		if err := w.s.Stop(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		for i, u := range names(100) {
@@ -49,7 +50,7 @@ func TestServiceOutlivesAStopOfDovecot(t *testing.T) {
 		if out := w.run(0, "status"); !strings.Contains(out, "fails for everybody") || !strings.Contains(out, "connection refused") {
 			t.Errorf("status says %s", out)
 		}
-		if err := s.Restart(t.Context()); err != nil {
+		if err := w.s.Restart(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		w.settles(ws)
@@ -221,8 +222,8 @@ service imap {
 // Whatever becomes of an entry behind the service's back, the next look mends
 // it, and no look is later than verify_every.
 func TestServiceMendsWhatDrifted(t *testing.T) {
-	both(t, dovecot.Options{Users: numbered(30)}, func(t *testing.T, s *dovecot.Server) {
-		w, ws := newSite(t, s), newWishes()
+	everyWay(t, dovecot.Options{Users: numbered(30)}, func(t *testing.T, w *site) {
+		ws := newWishes()
 		w.write("config.toml", "verify_every = \"1h\"\n"+w.read("config.toml"))
 		w.more(impatient)
 		r := w.start()
@@ -234,11 +235,11 @@ func TestServiceMendsWhatDrifted(t *testing.T) {
 			var err error
 			switch i % 4 {
 			case 0:
-				err = s.UnsetEntry(t.Context(), u)
+				err = w.s.UnsetEntry(t.Context(), u)
 			case 1:
-				err = os.Remove(s.AttributeFile(u))
+				err = os.Remove(w.s.AttributeFile(u))
 			case 2: // a new mailbox has no entry
-				err = os.RemoveAll(filepath.Join(s.MailDir(u), "Maildir"))
+				err = os.RemoveAll(filepath.Join(w.s.MailDir(u), "Maildir"))
 			}
 			if err != nil {
 				t.Fatal(err)
@@ -254,7 +255,7 @@ func TestServiceMendsWhatDrifted(t *testing.T) {
 		}
 		verifyEvery("3s")
 		r.says("the entry had drifted, mended", 23)
-		if err := s.UnsetEntry(t.Context(), "u0003"); err != nil {
+		if err := w.s.UnsetEntry(t.Context(), "u0003"); err != nil {
 			t.Fatal(err)
 		}
 		r.says("the entry had drifted, mended", 24)
@@ -267,8 +268,9 @@ func TestServiceMendsWhatDrifted(t *testing.T) {
 // Users whose attributes cannot be written hold nobody up, and get their
 // entries when they can.
 func TestServiceOutlivesAReadOnlyDict(t *testing.T) {
-	both(t, dovecot.Options{Users: numbered(60)}, func(t *testing.T, s *dovecot.Server) {
-		w, ws := newSite(t, s), newWishes()
+	everyWay(t, dovecot.Options{Users: numbered(60)}, func(t *testing.T, w *site) {
+		ws := newWishes()
+		words := map[string]string{config.ConnectorIMAP: "Internal error occurred", config.ConnectorDoveadm: "exitCode 75"}[w.connector]
 		w.more(impatient)
 		r := w.start()
 		for _, u := range names(40) {
@@ -276,7 +278,7 @@ func TestServiceOutlivesAReadOnlyDict(t *testing.T) {
 		}
 		w.settles(ws)
 		for _, u := range names(30) { // the dict is replaced by a new file
-			if err := os.Chmod(s.MailDir(u), 0o555); err != nil {
+			if err := os.Chmod(w.s.MailDir(u), 0o555); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -290,7 +292,7 @@ func TestServiceOutlivesAReadOnlyDict(t *testing.T) {
 		eventually(t, "those who can be written are, the others wait", func() error {
 			for _, row := range w.rows() {
 				locked := row.User < "u0030"
-				if locked && (row.Error == nil || row.Error.Kind != "retry" || !strings.Contains(row.Error.Message, "Internal error occurred")) {
+				if locked && (row.Error == nil || row.Error.Kind != "retry" || !strings.Contains(row.Error.Message, words)) {
 					return fmt.Errorf("%+v, %+v", row, row.Error)
 				}
 				if !locked && (row.State != registry.Registered || row.Error != nil) {
@@ -300,7 +302,7 @@ func TestServiceOutlivesAReadOnlyDict(t *testing.T) {
 			return nil
 		})
 		for _, u := range names(30) {
-			if err := os.Chmod(s.MailDir(u), 0o755); err != nil {
+			if err := os.Chmod(w.s.MailDir(u), 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -9,14 +9,14 @@ import (
 	"syscall"
 	"testing"
 
+	"dovepush/config"
 	"dovepush/internal/dovecot"
 	"dovepush/internal/dovecot/dovecottest"
 	"dovepush/registry"
 )
 
 func TestServiceCarriesOutWhatItIsAskedFor(t *testing.T) {
-	dovecottest.Each(t, dovecot.Options{Users: []dovecot.User{{Name: "alice"}, {Name: "bob"}}}, func(t *testing.T, s *dovecot.Server) {
-		w := newSite(t, s)
+	everyWay(t, dovecot.Options{Users: []dovecot.User{{Name: "alice"}, {Name: "bob"}}}, func(t *testing.T, w *site) {
 		r := w.start()
 		if answer := r.ask(http.StatusOK, "PUT", "/v1/registrations/alice?wait=30s", ""); !strings.Contains(answer, `"state":"registered"`) {
 			t.Error(answer)
@@ -30,7 +30,7 @@ func TestServiceCarriesOutWhatItIsAskedFor(t *testing.T) {
 			return nil
 		})
 		w.entry("bob", "user=3@7")
-		if err := s.UnsetEntry(t.Context(), "bob"); err != nil {
+		if err := w.s.UnsetEntry(t.Context(), "bob"); err != nil {
 			t.Fatal(err)
 		}
 		r.ask(http.StatusOK, "POST", "/v1/registrations/bob/verify?wait=30s", "")
@@ -207,8 +207,7 @@ func TestSecretsAreReadAgainAtReload(t *testing.T) {
 
 // Whichever of the two is first to do the work: the command's words are the same.
 func TestCommandLineSaysTheSameBesideAService(t *testing.T) {
-	dovecottest.Each(t, dovecot.Options{Users: []dovecot.User{{Name: "alice"}}}, func(t *testing.T, s *dovecot.Server) {
-		w := newSite(t, s)
+	everyWay(t, dovecot.Options{Users: []dovecot.User{{Name: "alice"}}}, func(t *testing.T, w *site) {
 		r := w.start()
 		for range 8 {
 			for _, step := range []struct{ command, says, entry string }{
@@ -227,8 +226,7 @@ func TestCommandLineSaysTheSameBesideAService(t *testing.T) {
 }
 
 func TestCommandLineWakesTheService(t *testing.T) {
-	dovecottest.Each(t, dovecot.Options{Users: []dovecot.User{{Name: "alice"}}}, func(t *testing.T, s *dovecot.Server) {
-		w := newSite(t, s)
+	everyWay(t, dovecot.Options{Users: []dovecot.User{{Name: "alice"}}}, func(t *testing.T, w *site) {
 		r := w.start()
 		w.run(exitOK, "register", "--no-wait", "alice")
 		eventually(t, "alice is registered", func() error {
@@ -262,10 +260,9 @@ func TestCommandLineWakesTheService(t *testing.T) {
 // From the registry alone: what is due, why nobody is tried, and that the
 // service goes on as soon as a command has found the server to work.
 func TestStatusTellsWhatTheServiceWaitsFor(t *testing.T) {
-	dovecottest.Each(t, dovecot.Options{Users: []dovecot.User{{Name: "alice"}, {Name: "bob"}}}, func(t *testing.T, s *dovecot.Server) {
-		w := newSite(t, s)
+	everyWay(t, dovecot.Options{Users: []dovecot.User{{Name: "alice"}, {Name: "bob"}}}, func(t *testing.T, w *site) {
 		w.more("[retry]\ninitial = \"1h\"\n")
-		w.write("master.secret", "wrong\n")
+		w.spoilSecret()
 		r := w.start()
 		w.run(exitOK, "register", "--no-wait", "alice", "bob")
 		eventually(t, "the circuit is open", func() error {
@@ -274,7 +271,8 @@ func TestStatusTellsWhatTheServiceWaitsFor(t *testing.T) {
 			}
 			return nil
 		})
-		const reason = "login: login refused: server says: NO [AUTHENTICATIONFAILED]"
+		reason := map[string]string{config.ConnectorIMAP: "login: login refused: server says: NO [AUTHENTICATIONFAILED]",
+			config.ConnectorDoveadm: "connect: " + w.s.DoveadmURL + ": API key or password refused: the server says: HTTP 401"}[w.connector]
 		if text := w.run(exitOK, "status"); !regexp.MustCompile(`(?m)^main +2 +\d+s ago +1$`).MatchString(text) ||
 			!strings.Contains(text, "server main fails for everybody, since ") || !strings.Contains(text, "tried once, next try in 1h:\n  "+reason) {
 			t.Errorf("status:\n%s", text)
@@ -288,10 +286,10 @@ func TestStatusTellsWhatTheServiceWaitsFor(t *testing.T) {
 		if text := w.run(exitOK, "status", "--json"); !strings.Contains(text, `"due":2,"retrying":1`) || !strings.Contains(text, `"circuits":{"main":{"since":"`) {
 			t.Errorf("status:\n%s", text)
 		}
-		if n := strings.Count(s.Log(), "auth failed"); n == 0 || n > 3 {
-			t.Errorf("%d logins were refused\n%s", n, s.Log())
+		if n := refusals(w.s); n == 0 || n > 3 {
+			t.Errorf("%d logins were refused\n%s", n, w.s.Log())
 		}
-		w.write("master.secret", s.MasterPassword+"\n")
+		w.mendSecret()
 		w.run(exitOK, "verify", "alice")
 		eventually(t, "bob is registered", func() error {
 			if row, _ := r.row("bob"); row.State != registry.Registered {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"os/exec"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"dovepush/config"
+	"dovepush/imapmeta"
 	"dovepush/userlist"
 )
 
@@ -23,6 +25,8 @@ func (a *app) openList(ctx context.Context, f reconcileFlags, c *config.Config) 
 	var in io.Reader
 	name := f.users
 	switch {
+	case f.from != "":
+		return a.listUsers(ctx, c)
 	case f.command != "":
 		name = "--users-command"
 		source, err := a.startSource(ctx, f.command)
@@ -48,6 +52,54 @@ func (a *app) openList(ctx context.Context, f reconcileFlags, c *config.Config) 
 		return nil, fmt.Errorf("%w: %w", errList, err)
 	}
 	return &list{read}, nil
+}
+
+// listUsers lists all users whom the servers' Dovecots know. A server that
+// cannot tell would have its users unregistered by --prune.
+func (a *app) listUsers(ctx context.Context, c *config.Config) (*list, error) {
+	var clients []client
+	defer func() {
+		for _, api := range clients {
+			api.Close()
+		}
+	}()
+	for i := range c.Servers {
+		s := &c.Servers[i]
+		if !s.HasDoveadm() {
+			return nil, fmt.Errorf("%w: --users-from doveadm: server %q has no DoveAdm API: set server.doveadm.endpoints and api_key_file", errConfig, s.Name)
+		}
+		api, err := newDoveadm(i, s, nil)
+		if err != nil {
+			return nil, err
+		}
+		clients = append(clients, client{api, s})
+	}
+	read, err := userlist.Collect(ctx, usersOf(ctx, c, clients), userlist.Options{Name: "--users-from doveadm", Identity: c.IdentityFor})
+	switch {
+	case err == nil:
+		return &list{read}, nil
+	case errors.As(err, new(*imapmeta.Error)): // says what is wrong with the server, not with the list
+		return nil, err
+	}
+	return nil, fmt.Errorf("%w: %w", errList, err)
+}
+
+// usersOf yields the users of all servers, but for those whom a server knows who
+// are another's, or nobody's, by the settings.
+func usersOf(ctx context.Context, c *config.Config, clients []client) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		for _, api := range clients {
+			for user, err := range api.Users(ctx) {
+				if err != nil {
+					yield("", fmt.Errorf("server %q: %w", api.server.Name, err))
+					return
+				}
+				if server, ok := route(c, user); ok && server == api.server.Name && !yield(user, nil) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // source is a command that prints a list.

@@ -66,7 +66,7 @@ func (s *service) line(ctx context.Context) string {
 		due, retrying = due+b.Due, retrying+b.Retrying
 	}
 	var failing []string
-	for _, l := range s.now.Load().agent.Loads() {
+	for _, l := range s.now.Load().Loads() {
 		if l.CircuitOpen {
 			failing = append(failing, printable(l.Server))
 		}

@@ -107,6 +107,30 @@ type tally struct {
 	Retrying int64                               `json:"retrying"`
 	Backlog  map[string]backlog                  `json:"backlog"`
 	Circuits map[string]*circuit                 `json:"circuits"`
+	// Endpoints are those of DoveAdm that are set aside, by server.
+	Endpoints map[string][]endpoint `json:"endpoints,omitempty"`
+}
+
+// endpoint is the JSON of a DoveAdm endpoint that is set aside.
+type endpoint struct {
+	Endpoint string           `json:"endpoint"`
+	Since    time.Time        `json:"since"`
+	CheckAt  time.Time        `json:"check_at"` // when it is looked at again
+	Reason   string           `json:"reason"`
+	Error    registry.Failure `json:"error"`
+}
+
+// setAside returns the endpoints that are set aside, by server.
+func setAside(ctx context.Context, r *registry.Registry) (map[string][]endpoint, error) {
+	list, err := r.Endpoints(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string][]endpoint)
+	for _, e := range list {
+		out[e.Server] = append(out[e.Server], endpoint{e.URL, e.Since, e.CheckAt, e.Reason, e.Failure})
+	}
+	return out, nil
 }
 
 // backlog is what waits on a server.
@@ -129,7 +153,12 @@ func (a *app) counts(ctx context.Context, r *registry.Registry, state registry.S
 	if err != nil {
 		return err
 	}
-	sum := tally{States: map[registry.State]int64{}, Servers: map[string]map[registry.State]int64{}, Backlog: map[string]backlog{}, Circuits: open}
+	out, err := setAside(ctx, r)
+	if err != nil {
+		return err
+	}
+	sum := tally{States: map[registry.State]int64{}, Servers: map[string]map[registry.State]int64{}, Backlog: map[string]backlog{},
+		Circuits: open, Endpoints: out}
 	var shown []registry.Count
 	for _, c := range counts {
 		if state != "" && c.State != state {
@@ -189,6 +218,28 @@ func printCounts(w io.Writer, counts []registry.Count, sum tally, waiting []regi
 		if _, err := fmt.Fprintf(w, "server %s fails for everybody, since %s, tried %s, next try %s:\n  %s\n", printable(server),
 			rough(now.Sub(c.Since)), tries, until(c.ProbeAt, now), printable(c.Error.Message)); err != nil {
 			return err
+		}
+	}
+	return printEndpoints(w, sum, now)
+}
+
+// printEndpoints prints the endpoints that servers do without. Where all are out
+// the circuit has told.
+func printEndpoints(w io.Writer, sum tally, now time.Time) error {
+	first := true
+	for _, server := range slices.Sorted(maps.Keys(sum.Endpoints)) {
+		if sum.Circuits[server] != nil {
+			continue
+		}
+		if first {
+			fmt.Fprintln(w)
+			first = false
+		}
+		for _, e := range sum.Endpoints[server] {
+			if _, err := fmt.Fprintf(w, "server %s does without endpoint %s, since %s, next look %s:\n  %s\n", printable(server),
+				printable(e.Endpoint), rough(now.Sub(e.Since)), until(e.CheckAt, now), printable(e.Error.Message)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

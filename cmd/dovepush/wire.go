@@ -10,7 +10,6 @@ import (
 
 	"dovepush/agent"
 	"dovepush/config"
-	"dovepush/imapmeta"
 	"dovepush/registry"
 )
 
@@ -48,9 +47,28 @@ func (a *app) openRegistry(ctx context.Context, c *config.Config) (*registry.Reg
 	return registry.Open(ctx, c.Registry.Path, time.Now)
 }
 
-// newAgent makes the agent. With a password, users log in with it instead of
-// what the settings say. observe may be nil.
-func (a *app) newAgent(c *config.Config, r *registry.Registry, password *config.Secret, observe agent.Observer) (*agent.Agent, error) {
+// crew is an agent and the DoveAdm clients that work for it.
+type crew struct {
+	*agent.Agent
+	clients []client
+}
+
+// close ends what the clients do by themselves. The agent must be done.
+func (w *crew) close() {
+	for _, c := range w.clients {
+		c.Close()
+	}
+}
+
+// newCrew makes the agent and its connectors. With a password, users log in with
+// it instead of what the settings say. observe may be nil.
+func (a *app) newCrew(c *config.Config, r *registry.Registry, password *config.Secret, observe agent.Observer) (made *crew, err error) {
+	w := &crew{}
+	defer func() {
+		if err != nil {
+			w.close()
+		}
+	}()
 	self := thisProcess()
 	o := agent.Options{
 		Registry:     r,
@@ -69,19 +87,16 @@ func (a *app) newAgent(c *config.Config, r *registry.Registry, password *config.
 		Log:          a.log,
 	}
 	for i := range c.Servers {
-		s := &c.Servers[i]
-		entries, err := newEntries(i, s, password)
+		server, err := a.connect(c, i, r, password, observe, w)
 		if err != nil {
 			return nil, err
 		}
-		o.Servers = append(o.Servers, agent.Server{Name: s.Name, Entries: entries,
-			Timeout: time.Duration(s.Timeout), LoginsPerSecond: s.MaxLoginsPerSecond, MaxConnections: s.MaxConnections})
+		o.Servers = append(o.Servers, server)
 	}
-	made, err := agent.New(o)
-	if err != nil {
+	if w.Agent, err = agent.New(o); err != nil {
 		return nil, fmt.Errorf("%w: %w", errConfig, err)
 	}
-	return made, nil
+	return w, nil
 }
 
 func route(c *config.Config, user string) (string, bool) {
@@ -90,44 +105,4 @@ func route(c *config.Config, user string) (string, bool) {
 		return "", false
 	}
 	return s.Name, true
-}
-
-// newEntries makes a server's connector.
-func newEntries(i int, s *config.Server, password *config.Secret) (agent.Entries, error) {
-	if s.Connector != config.ConnectorIMAP {
-		return nil, fmt.Errorf("%w: server[%d].connector: %q is not supported yet; set it to %q", errConfig, i, s.Connector, config.ConnectorIMAP)
-	}
-	tls, err := s.TLSConfig()
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errConfig, err)
-	}
-	auth := imapmeta.Auth{
-		Mechanism:       imapmeta.Mechanism(s.Auth.Mechanism),
-		MasterUser:      s.Auth.MasterUser,
-		MasterSeparator: s.Auth.MasterSeparator,
-	}
-	secret := s.Auth.Password
-	if password != nil {
-		secret = *password
-		auth.MasterUser, auth.MasterSeparator = "", ""
-		if auth.Mechanism == imapmeta.External {
-			auth.Mechanism = imapmeta.Plain
-		}
-	}
-	auth.Secret = func(ctx context.Context, user string) (string, error) {
-		return secret.Read(ctx, "DOVEPUSH_USER="+user)
-	}
-	client, err := imapmeta.New(imapmeta.Options{
-		Address:        s.Address,
-		TLS:            imapmeta.TLSMode(s.TLS),
-		TLSConfig:      tls,
-		AllowPlaintext: s.AllowPlaintext,
-		Auth:           auth,
-		Timeout:        time.Duration(s.Timeout),
-		MaxConnections: s.MaxConnections,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("%w: server[%d]: %w", errConfig, i, err)
-	}
-	return client, nil
 }

@@ -33,6 +33,21 @@ func both(t *testing.T, o dovecot.Options, f func(t *testing.T, s *dovecot.Serve
 	}
 }
 
+// everyWay runs f on either Dovecot by each connector, each in a place of its own.
+func everyWay(t *testing.T, o dovecot.Options, f func(t *testing.T, w *site)) {
+	t.Parallel()
+	for _, version := range dovecot.Versions() {
+		for _, connector := range connectors {
+			t.Run(string(version)+"/"+connector, func(t *testing.T) {
+				t.Parallel()
+				o := o
+				o.Version = version
+				f(t, newSiteBy(t, dovecottest.Start(t, o), connector))
+			})
+		}
+	}
+}
+
 // names are those of n users.
 func names(n int) (list []string) {
 	for i := range n {
