@@ -24,8 +24,8 @@ func value(user string) string { return "user=" + user }
 // programs are what is measured, in a directory that also has room for
 // registries: on a disk, for a sync to memory would cost nothing.
 type programs struct {
-	dir          string
-	program, raw string
+	dir                   string
+	program, raw, rawHTTP string
 }
 
 // build makes the programs in a new directory in parent, dovepush as the
@@ -39,8 +39,8 @@ func build(ctx context.Context, parent string) (programs, error) {
 	if err != nil {
 		return programs{}, err
 	}
-	p := programs{dir: dir, program: filepath.Join(dir, "dovepush"), raw: filepath.Join(dir, "raw")}
-	for path, pkg := range map[string]string{p.program: "dovepush/cmd/dovepush", p.raw: "dovepush/bench/raw"} {
+	p := programs{dir: dir, program: filepath.Join(dir, "dovepush"), raw: filepath.Join(dir, "raw"), rawHTTP: filepath.Join(dir, "rawhttp")}
+	for path, pkg := range map[string]string{p.program: "dovepush/cmd/dovepush", p.raw: "dovepush/bench/raw", p.rawHTTP: "dovepush/bench/rawhttp"} {
 		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {

@@ -35,8 +35,8 @@ var doveadmScript string
 
 // dovepush has a registry of its own, and forgets it before first. Its command
 // lines are made here and in registering, and nowhere else.
-func (a *arena) dovepush(name string, connections int) contender {
-	d := a.installation(name, connections)
+func (a *arena) dovepush(name, server string) contender {
+	d := a.installation(name, server)
 	return contender{
 		name: name,
 		first: func(list string) (*exec.Cmd, error) {
@@ -51,7 +51,7 @@ func (a *arena) dovepush(name string, connections int) contender {
 
 // registering is dovepush for one user, as an admin calls it.
 func (a *arena) registering(name string) contender {
-	d := a.installation(name, connections)
+	d := a.installation(name, a.overIMAP(connections))
 	return contender{name: name, forget: d.forget, first: func(list string) (*exec.Cmd, error) {
 		user, err := os.ReadFile(list)
 		if err != nil {
@@ -61,22 +61,30 @@ func (a *arena) registering(name string) contender {
 	}}
 }
 
-// installation is a config.toml and a registry.
-type installation struct {
-	*arena
-	dir         string
-	connections int
+// overIMAP is a [[server]] of config.toml.
+func (a *arena) overIMAP(connections int) string {
+	return fmt.Sprintf("[[server]]\naddress = %q\ntls = \"none\"\nmax_connections = %d\n[server.auth]\nmaster_user = %q\npassword = %q\n",
+		a.server.IMAP, connections, a.server.MasterUser, a.server.MasterPassword)
 }
 
-func (a *arena) installation(name string, connections int) installation {
-	return installation{a, filepath.Join(a.dir, strings.ReplaceAll(name, " ", "-")), connections}
+// overDoveadm is one with the other connector.
+func (a *arena) overDoveadm(l load) string {
+	return fmt.Sprintf("[[server]]\nconnector = \"doveadm\"\n[server.doveadm]\nendpoints = [%q]\napi_key = %q\nmax_connections = %d\nbatch = %d\n",
+		a.server.DoveadmURL, a.server.APIKey, l.connections, l.batch)
+}
+
+// installation is a config.toml and a registry.
+type installation struct {
+	program, dir, server string
+}
+
+func (a *arena) installation(name, server string) installation {
+	return installation{a.program, filepath.Join(a.dir, strings.ReplaceAll(name, " ", "-")), server}
 }
 
 func (d installation) command(args ...string) (*exec.Cmd, error) {
 	config := filepath.Join(d.dir, "config.toml")
-	settings := fmt.Sprintf("[[server]]\naddress = %q\ntls = \"none\"\nmax_connections = %d\n"+
-		"[server.auth]\nmaster_user = %q\npassword = %q\n[registry]\npath = \"registry.db\"\n",
-		d.server.IMAP, d.connections, d.server.MasterUser, d.server.MasterPassword)
+	settings := d.server + "[registry]\npath = \"registry.db\"\n"
 	err := errors.Join(os.MkdirAll(d.dir, 0o700), os.WriteFile(config, []byte(settings), 0o600))
 	return exec.Command(d.program, append([]string{"-c", config}, args...)...), err
 }
@@ -88,14 +96,24 @@ func (d installation) forget() error {
 
 // rawClient is the program in raw, with its flags for the first time.
 func (a *arena) rawClient(name string, connections int, flags ...string) contender {
-	run := func(flags ...string) command {
+	return a.setOrLook(name, flags, a.raw, "-address", a.server.IMAP, "-connections", strconv.Itoa(connections))
+}
+
+// rawHTTPClient is the program in rawhttp, likewise.
+func (a *arena) rawHTTPClient(name string, l load, flags ...string) contender {
+	return a.setOrLook(name, flags, a.rawHTTP, "-url", a.server.DoveadmURL,
+		"-connections", strconv.Itoa(l.connections), "-batch", strconv.Itoa(l.batch))
+}
+
+// setOrLook is a program that only looks if the flag -set is missing.
+func (a *arena) setOrLook(name string, flags []string, program string, args ...string) contender {
+	run := func(flags []string) command {
 		return func(string) (*exec.Cmd, error) {
-			args := append([]string{"-address", a.server.IMAP, "-connections", strconv.Itoa(connections)}, flags...)
-			return a.withSecret(exec.Command(a.raw, args...)), nil
+			return a.withSecret(exec.Command(program, slices.Concat(args, flags)...)), nil
 		}
 	}
 	looking := slices.DeleteFunc(slices.Clone(flags), func(flag string) bool { return flag == "-set" })
-	return contender{name: name, first: run(flags...), again: run(looking...)}
+	return contender{name: name, first: run(flags), again: run(looking)}
 }
 
 // imaplib is a loop in Python, with the login that takes one round trip.
@@ -126,8 +144,9 @@ func (a *arena) doveadm(most int, root string) contender {
 	return contender{name: "doveadm loop", most: most, first: run("set"), again: run("look")}
 }
 
-// withSecret hands over the master user: no secret goes on a command line.
+// withSecret hands over the master user and the API key: no secret goes on a
+// command line.
 func (a *arena) withSecret(cmd *exec.Cmd) *exec.Cmd {
-	cmd.Env = append(os.Environ(), "BENCH_MASTER="+a.server.MasterUser, "BENCH_PASSWORD="+a.server.MasterPassword)
+	cmd.Env = append(os.Environ(), "BENCH_MASTER="+a.server.MasterUser, "BENCH_PASSWORD="+a.server.MasterPassword, "BENCH_API_KEY="+a.server.APIKey)
 	return cmd
 }

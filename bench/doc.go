@@ -11,6 +11,10 @@
 //	connections  dovepush and raw on 1 and on 64 connections
 //	stock        the same on Dovecot's stock process settings: one process a login
 //	start        one user, the whole process
+//	doveadm      -users users: dovepush and raw clients over the DoveAdm HTTP API
+//	             and over IMAP; then fewer on stock process settings
+//	batches      dovepush and raw clients over that API on 1, 2 and 4
+//	             connections, 10, 100 and 1000 users in a request
 //
 // Each table is measured in rounds. In a round every contender has its turn,
 // in an order that differs from round to round: first all its users' entries
@@ -21,5 +25,6 @@
 //
 // All contenders are processes of their own, so that their CPU time can be
 // told from Dovecot's, and the time that they take to start is theirs. They
-// speak plain IMAP on loopback.
+// speak plain IMAP and plain HTTP on loopback. Dovecot starts a process for
+// each request of the HTTP API, with all the settings that are used here.
 package main

@@ -26,9 +26,14 @@ const (
 	mostStock   = 600
 )
 
-// house is the contender that is to be judged, and yard the one by which all
-// are measured.
-const house, yard = "dovepush", "raw"
+// house is the contender that is to be judged, and the yards are those by which
+// all of a table are measured.
+const (
+	house    = "dovepush"
+	yardIMAP = "raw"
+	yardHTTP = "raw HTTP"
+	twoSteps = ", two steps" // of a yard's name, if it looks before it writes
+)
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -57,7 +62,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.IntVar(&b.users, "users", 5000, "how many users")
 	flags.IntVar(&b.rounds, "rounds", 5, "how often each contender has its turn")
 	flags.IntVar(&b.repetitions, "repetitions", 30, "the same for the table start")
-	only := flags.String("only", "", "one `TABLE`: users, connections, stock or start")
+	only := flags.String("only", "", "one `TABLE`: users, connections, stock, start, doveadm or batches")
 	versions := flags.String("dovecot", "2.3,2.4", "versions of Dovecot, `LIST`")
 	dir := flags.String("dir", onDisk(os.TempDir(), "."), "where programs and registries are for the time, a `DIRECTORY` on a disk")
 	if err := flags.Parse(args); err != nil {
@@ -67,8 +72,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return errors.New("-users, -rounds and -repetitions must be at least 1")
 	}
 	measure := map[string]func(context.Context, dovecot.Version) error{
-		"users": b.manyUsers, "connections": b.otherConnections, "stock": b.stockSettings, "start": b.startUp}
-	names := []string{"users", "connections", "stock", "start"}
+		"users": b.manyUsers, "connections": b.otherConnections, "stock": b.stockSettings, "start": b.startUp,
+		"doveadm": b.bothConnectors, "batches": b.otherBatches}
+	names := []string{"users", "connections", "stock", "start", "doveadm", "batches"}
 	if *only != "" {
 		if measure[*only] == nil {
 			return fmt.Errorf("no table %q: %s", *only, strings.Join(names, ", "))
@@ -92,7 +98,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 
 // manyUsers is the comparison of all contenders.
 func (b *bench) manyUsers(ctx context.Context, v dovecot.Version) error {
-	return b.compare(ctx, v, nil, fmt.Sprintf("%d connections", connections), b.users, b.everybody)
+	return b.compare(ctx, v, comparison{
+		what: fmt.Sprintf("%d connections", connections), yard: yardIMAP, users: b.users, contenders: b.everybody})
 }
 
 // everybody is all contenders that this machine has.
@@ -115,7 +122,9 @@ func (b *bench) everybody(a *arena) []contender {
 // default.
 func (b *bench) otherConnections(ctx context.Context, v dovecot.Version) error {
 	for _, n := range []int{1, 64} {
-		err := b.compare(ctx, v, nil, fmt.Sprintf("%d connections", n), max(b.users/5, 1), func(a *arena) []contender { return a.pair(n) })
+		err := b.compare(ctx, v, comparison{
+			what: fmt.Sprintf("%d connections", n), yard: yardIMAP, users: max(b.users/5, 1),
+			contenders: func(a *arena) []contender { return a.pair(n) }})
 		if err != nil {
 			return err
 		}
@@ -126,34 +135,54 @@ func (b *bench) otherConnections(ctx context.Context, v dovecot.Version) error {
 // stockSettings shows what is left of the differences where Dovecot starts two
 // processes for each login.
 func (b *bench) stockSettings(ctx context.Context, v dovecot.Version) error {
-	return b.compare(ctx, v, stock, fmt.Sprintf("%d connections, stock process settings", connections), min(b.users, mostStock),
-		func(a *arena) []contender { return a.pair(connections) })
+	return b.compare(ctx, v, comparison{
+		what: fmt.Sprintf("%d connections, %s", connections, onStock), yard: yardIMAP, settings: stock, users: min(b.users, mostStock),
+		contenders: func(a *arena) []contender { return a.pair(connections) }})
 }
 
 // pair is dovepush and the raw clients that do the same in one and in two steps.
 func (a *arena) pair(connections int) []contender {
 	return []contender{
-		a.dovepush(house, connections),
-		a.rawClient(yard, connections, "-set"),
-		a.rawClient("raw, two steps", connections, "-set", "-two"),
+		a.dovepush(house, a.overIMAP(connections)),
+		a.rawClient(yardIMAP, connections, "-set"),
+		a.rawClient(yardIMAP+twoSteps, connections, "-set", "-two"),
 	}
 }
 
-// compare runs contenders in turns on one Dovecot, and prints two tables.
-func (b *bench) compare(ctx context.Context, v dovecot.Version, extra map[dovecot.Version]string, what string, users int,
-	contenders func(*arena) []contender) error {
-	a, err := newArena(ctx, b.programs, v, extra, users)
+// comparison is what is measured in turns on one Dovecot.
+type comparison struct {
+	what       string                     // for the title
+	yard       string                     // the contender by which all are measured
+	settings   map[dovecot.Version]string // Dovecot's, if not the arena's
+	users      int
+	contenders func(*arena) []contender
+}
+
+// compare runs contenders in turns, and prints two tables.
+func (b *bench) compare(ctx context.Context, v dovecot.Version, c comparison) error {
+	a, err := newArena(ctx, b.programs, v, c.settings, c.users)
 	if err != nil {
 		return err
 	}
 	defer a.close()
-	first, again, err := b.inTurns(ctx, a, contenders(a))
+	first, again, err := b.inTurns(ctx, a, c.contenders(a))
 	if err != nil {
 		return err
 	}
-	printRates(b.tables, fmt.Sprintf("Dovecot %s, %s: from nothing", a.server.Full, what), first)
-	printRates(b.tables, fmt.Sprintf("Dovecot %s, %s: all right already", a.server.Full, what), again)
+	printRates(b.tables, title(a, c.what, fromNothing), c.yard, first)
+	printRates(b.tables, title(a, c.what, allRight), c.yard, again)
 	return nil
+}
+
+// What stands in titles.
+const (
+	onStock     = "stock process settings"
+	fromNothing = "from nothing"
+	allRight    = "all right already"
+)
+
+func title(a *arena, what, meets string) string {
+	return fmt.Sprintf("Dovecot %s, %s: %s", a.server.Full, what, meets)
 }
 
 // inTurns returns what was measured from nothing, and then again.
@@ -197,7 +226,7 @@ func (b *bench) turn(ctx context.Context, a *arena, c contender, users []string)
 	if again, err = a.run(ctx, c.again, users); err != nil {
 		return first, again, err
 	}
-	fmt.Fprintf(b.progress, "%s  %-16s %5d users  %6.0f/s, again %6.0f/s", a.server.Version, c.name, len(users), first.rate(), again.rate())
+	fmt.Fprintf(b.progress, "%s  %-29s %5d users  %6.0f/s, again %6.0f/s", a.server.Version, c.name, len(users), first.rate(), again.rate())
 	if first.wall > time.Second { // the kernel's ticks are coarse
 		fmt.Fprintf(b.progress, "; %.1f and %.1f cores busy with something else", first.others, again.others)
 	}
@@ -214,7 +243,7 @@ func (b *bench) startUp(ctx context.Context, v dovecot.Version) error {
 	defer a.close()
 	kept, fresh := a.registering(house), a.registering("dovepush, new registry")
 	kept.forget = nil
-	contenders := []contender{kept, fresh, a.rawClient(yard, connections, "-set"), a.rawClient("raw, two steps", connections, "-set", "-two")}
+	contenders := []contender{kept, fresh, a.rawClient(yardIMAP, connections, "-set"), a.rawClient(yardIMAP+twoSteps, connections, "-set", "-two")}
 	rows := make([]row, len(contenders))
 	// The registry that is kept has its file before it counts.
 	if _, err := a.run(ctx, kept.first, a.users[:1]); err != nil {
@@ -230,7 +259,7 @@ func (b *bench) startUp(ctx context.Context, v dovecot.Version) error {
 			rows[at].name, rows[at].samples = contenders[at].name, append(rows[at].samples, s)
 		}
 	}
-	printTimes(b.tables, fmt.Sprintf("Dovecot %s: one user, the whole process", a.server.Full), rows)
+	printTimes(b.tables, fmt.Sprintf("Dovecot %s: one user, the whole process", a.server.Full), yardIMAP, rows)
 	return nil
 }
 

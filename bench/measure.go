@@ -28,6 +28,10 @@ type sample struct {
 
 func (s sample) rate() float64 { return float64(s.users) / s.wall.Seconds() }
 
+// The CPU times are in microseconds.
+func (s sample) clientPerUser() float64 { return float64(s.client.Microseconds()) / float64(s.users) }
+func (s sample) serverPerUser() float64 { return float64(s.server.Microseconds()) / float64(s.users) }
+
 // run measures one process that is given users.
 func (a *arena) run(ctx context.Context, c command, users []string) (sample, error) {
 	list := filepath.Join(a.dir, "users")

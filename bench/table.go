@@ -44,9 +44,6 @@ func ratio(a, b []sample) spread {
 	return s
 }
 
-// perUser makes microseconds a user out of a sample's time.
-func perUser(micros int64, s sample) float64 { return float64(micros) / float64(s.users) }
-
 // row is one contender's line.
 type row struct {
 	name    string
@@ -64,15 +61,16 @@ func of(rows []row, name string) []sample {
 }
 
 // printRates prints the rates, and how the house's and each one's own compare.
-func printRates(w io.Writer, title string, rows []row) {
+// yard is the contender by which all are measured.
+func printRates(w io.Writer, title, yard string, rows []row) {
 	t := [][]string{{"client", "users", "users/s", "of " + yard, house + " to it", "client CPU µs/user", "Dovecot CPU µs/user", "TCP segments/user"}}
 	for _, r := range rows {
 		t = append(t, []string{r.name, fmt.Sprint(r.samples[0].users),
 			each(r.samples, sample.rate).format("%.0f"),
 			ratio(r.samples, of(rows, yard)).format("%.2f"),
 			ratio(of(rows, house), r.samples).format("%.2f"),
-			each(r.samples, func(s sample) float64 { return perUser(s.client.Microseconds(), s) }).format("%.0f"),
-			each(r.samples, func(s sample) float64 { return perUser(s.server.Microseconds(), s) }).format("%.0f"),
+			each(r.samples, sample.clientPerUser).format("%.0f"),
+			each(r.samples, sample.serverPerUser).format("%.0f"),
 			fmt.Sprintf("%.1f", each(r.samples, func(s sample) float64 { return float64(s.segments) / float64(s.users) }).median()),
 		})
 	}
@@ -80,13 +78,32 @@ func printRates(w io.Writer, title string, rows []row) {
 }
 
 // printTimes prints how long each took for one user.
-func printTimes(w io.Writer, title string, rows []row) {
+func printTimes(w io.Writer, title, yard string, rows []row) {
 	t := [][]string{{"client", "ms", "times " + yard, "client CPU ms"}}
 	for _, r := range rows {
 		t = append(t, []string{r.name,
 			each(r.samples, func(s sample) float64 { return s.wall.Seconds() * 1000 }).format("%.1f"),
 			ratio(of(rows, yard), r.samples).format("%.2f"),
 			each(r.samples, func(s sample) float64 { return s.client.Seconds() * 1000 }).format("%.1f"),
+		})
+	}
+	printTable(w, title, t)
+}
+
+// printLoads prints what dovepush makes of each load, beside the raw clients.
+func printLoads(w io.Writer, title string, loads []load, rows []row) {
+	t := [][]string{{"connections × batch", "users", house + " users/s", "of " + yardHTTP, "of " + yardHTTP + twoSteps, "of " + standard().String(),
+		house + " CPU µs/user", yardHTTP + " CPU µs/user", "Dovecot CPU µs/user"}}
+	for _, l := range loads {
+		ours, raw := of(rows, l.named(house)), of(rows, l.named(yardHTTP))
+		t = append(t, []string{l.String(), fmt.Sprint(ours[0].users),
+			each(ours, sample.rate).format("%.0f"),
+			ratio(ours, raw).format("%.2f"),
+			ratio(ours, of(rows, l.named(yardHTTP+twoSteps))).format("%.2f"),
+			ratio(ours, of(rows, standard().named(house))).format("%.2f"),
+			each(ours, sample.clientPerUser).format("%.0f"),
+			each(raw, sample.clientPerUser).format("%.0f"),
+			each(ours, sample.serverPerUser).format("%.0f"),
 		})
 	}
 	printTable(w, title, t)
