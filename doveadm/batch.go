@@ -21,6 +21,11 @@ const (
 	// hangs is alone after two times ReadTimeout that way if batches are of 100,
 	// where halves would take seven.
 	splitInto = 10
+	// firstBatch is how many commands the first POSTs have at most. A full one that
+	// takes a small part of ReadTimeout has the next ones be twice as large, up to
+	// Batch, and one that takes most of it half as large: what Dovecot cannot do in
+	// time it does in vain, and then once more.
+	firstBatch = 10
 	// maxPost bounds a POST, in bytes: Dovecot refuses more than 1 MiB.
 	maxPost = 1 << 20
 	// trusted is how long what has worked is taken to work still.
@@ -31,6 +36,7 @@ const (
 type call struct {
 	command
 	answer chan answer // has room for the one
+	clock  *clock      // starts when it is sent
 	batch  *batch      // it travels in; nil: not yet
 	left   bool        // nobody waits any more
 	resent bool        // it was sent before, and may be carried out twice
@@ -60,12 +66,12 @@ type attempt struct {
 }
 
 // do has a command carried out and returns the answer to it.
-func (c *Client) do(ctx context.Context, what command) (answer, error) {
-	call := &call{command: what, answer: make(chan answer, 1)}
+func (c *Client) do(ctx context.Context, clock *clock, what command) (answer, error) {
+	call := &call{command: what, clock: clock, answer: make(chan answer, 1)}
 	c.mu.Lock()
 	began := c.heard
 	if ctx.Err() == nil {
-		c.fresh = append(c.fresh, call)
+		c.wait[what.method.turn()].push(call)
 		c.dispatchLocked(false)
 	}
 	c.mu.Unlock()
@@ -118,8 +124,8 @@ func (c *Client) dispatchLocked(gathered bool) {
 		}
 		return e != nil || !any
 	})
-	for len(c.fresh) > 0 {
-		if len(c.fresh) < c.limit && !gathered {
+	for c.waitingLocked() > 0 {
+		if c.waitingLocked() < c.limit && !gathered {
 			if !c.gathering && c.roomLocked() {
 				c.gathering = true
 				wait := c.posts > 0
@@ -135,7 +141,27 @@ func (c *Client) dispatchLocked(gathered bool) {
 			c.sendLocked(e, b)
 		}
 	}
-	c.fresh = nil // what was cut off its front is free
+}
+
+// waitingLocked is how many calls wait to be sent for the first time.
+func (c *Client) waitingLocked() (n int) {
+	for _, q := range c.wait {
+		n += len(q.calls)
+	}
+	return n
+}
+
+// queue is calls that wait, oldest first.
+type queue struct{ calls []*call }
+
+func (q *queue) push(call *call) { q.calls = append(q.calls, call) }
+
+// shift takes the first call off.
+func (q *queue) shift() {
+	q.calls[0] = nil
+	if q.calls = q.calls[1:]; len(q.calls) == 0 {
+		q.calls = nil // what was cut off its front is free
+	}
 }
 
 // gather lets those who are about to call do so.
@@ -158,12 +184,16 @@ func (c *Client) gather(wait bool) {
 	c.dispatchLocked(true)
 }
 
-// takeLocked makes a batch of those who wait for longest.
+// takeLocked makes a batch of those who wait for longest, those first whose
+// Updates are under way already.
 func (c *Client) takeLocked() *batch {
 	b, size := &batch{}, 0
-	for len(c.fresh) > 0 && !b.full {
-		first := c.fresh[0]
-		if !first.left {
+	for turn := range c.wait {
+		for q := &c.wait[turn]; len(q.calls) > 0 && !b.full; q.shift() {
+			first := q.calls[0]
+			if first.left {
+				continue
+			}
 			if size += first.size(); size > maxPost {
 				b.full = true
 				break
@@ -172,7 +202,6 @@ func (c *Client) takeLocked() *batch {
 			b.calls = append(b.calls, first)
 			b.full = len(b.calls) >= c.limit
 		}
-		c.fresh[0], c.fresh = nil, c.fresh[1:]
 	}
 	b.waiting = len(b.calls)
 	return b
@@ -222,6 +251,9 @@ func (c *Client) sendLocked(e *endpoint, b *batch) {
 	c.posts++
 	ctx, cancel := context.WithCancel(context.Background())
 	b.cancel = cancel
+	for _, call := range b.calls {
+		call.clock.startLocked()
+	}
 	c.work.Go(func() {
 		defer cancel()
 		began := time.Now()
@@ -291,8 +323,12 @@ func (c *Client) settle(e *endpoint, b *batch, replies []*reply, t *trouble, too
 	b.cancel = nil
 	if t == nil {
 		c.worksLocked(e)
-		if took < c.options.ReadTimeout/4 && len(b.calls) >= c.limit {
-			c.limit = min(2*c.limit, c.options.Batch)
+		switch {
+		case !b.full: // a smaller one says nothing of the limit
+		case took < c.options.ReadTimeout/4:
+			c.limit = max(c.limit, min(2*len(b.calls), c.options.Batch))
+		case took > c.options.ReadTimeout/2:
+			c.limit = min(c.limit, max(len(b.calls)/2, 1))
 		}
 	}
 	rest := c.passOnLocked(b.calls, replies)
@@ -319,7 +355,7 @@ func (c *Client) settle(e *endpoint, b *batch, replies []*reply, t *trouble, too
 		c.againLocked(rest, append(b.tried, attempt{e, t, false})) // others take it
 	case t.blame == commands:
 		c.worksLocked(e)
-		if t.reason == Timeout && b.full { // a smaller one says nothing of the limit
+		if t.reason == Timeout && b.full {
 			c.limit = min(c.limit, max(len(b.calls)/2, 1))
 		}
 		c.blameLocked(e, b, rest, t)
@@ -382,8 +418,11 @@ func (c *Client) stopLocked(calls []*call, failure *imapmeta.Error) {
 	for _, b := range c.again {
 		failLocked(b.calls, failure)
 	}
-	failLocked(c.fresh, failure)
-	c.again, c.fresh = nil, nil
+	for turn := range c.wait {
+		failLocked(c.wait[turn].calls, failure)
+		c.wait[turn] = queue{}
+	}
+	c.again = nil
 }
 
 func failLocked(calls []*call, failure *imapmeta.Error) {

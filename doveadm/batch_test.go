@@ -363,7 +363,7 @@ func TestAPOSTIsNoLongerThanDovecotTakes(t *testing.T) {
 	hold(c)
 	for i := range 400 {
 		all.Go(func() {
-			if _, err := c.do(t.Context(), command{method: set, user: fmt.Sprint(i), value: strings.Repeat("\x01", imapmeta.MaxValue)}); err != nil {
+			if _, err := c.doAlone(t.Context(), command{method: set, user: fmt.Sprint(i), value: strings.Repeat("\x01", imapmeta.MaxValue)}); err != nil {
 				t.Error(err)
 			}
 		})
@@ -371,6 +371,92 @@ func TestAPOSTIsNoLongerThanDovecotTakes(t *testing.T) {
 	queued(t, c, 400)
 	release(c)
 	all.Wait()
+}
+
+// The first batches are small: of what Dovecot cannot do in time nothing is known
+// yet.
+func TestFirstBatchesAreSmall(t *testing.T) {
+	d := play(t)
+	c := d.client(batchOf(30), connections(1))
+	c.limit = min(firstBatch, c.options.Batch) // as New has it
+	known(t, c)
+	before := len(d.sent())
+	atOnce(t, c, several(200), func(user string, _ imapmeta.Outcome, err error) {
+		if err != nil {
+			t.Errorf("%s: %v", user, err)
+		}
+	}, keepIt)
+	largest := 0
+	for i, post := range d.sent()[before:] {
+		if i == 0 && len(post) > firstBatch || len(post) > max(2*largest, firstBatch) || len(post) > 30 {
+			t.Errorf("POST %d is of %d commands, the largest before was of %d", i+1, len(post), largest)
+		}
+		largest = max(largest, len(post))
+	}
+	if largest != 30 {
+		t.Errorf("the largest was of %d", largest)
+	}
+}
+
+// Who has been read is written before others are read: else an Update would take
+// as long as all who wait for one.
+func TestWritesGoFirst(t *testing.T) {
+	g := newGate()
+	var holding atomic.Bool
+	d := play(t, onPost(func(w http.ResponseWriter, r *http.Request, commands []command) bool {
+		return holding.Load() && g.hold(w, r, commands)
+	}))
+	c := d.client(batchOf(1), connections(1))
+	known(t, c)
+	holding.Store(true)
+	before := len(d.sent())
+	var all sync.WaitGroup
+	all.Go(func() {
+		if _, err := c.Update(t.Context(), "alice", func(imapmeta.Value) imapmeta.Change { return imapmeta.Set("user=alice") }); err != nil {
+			t.Error(err)
+		}
+	})
+	g.next(t) // alice is being read
+	for _, user := range several(5) {
+		all.Go(func() {
+			if _, err := c.Update(t.Context(), user, keepIt); err != nil {
+				t.Errorf("%s: %v", user, err)
+			}
+		})
+	}
+	queued(t, c, 5)
+	g.step <- struct{}{}
+	g.next(t)       // another is being read
+	queued(t, c, 5) // alice is to be written: she waits in his place
+	close(g.open)
+	all.Wait()
+	if third := d.sent()[before+2]; third[0].method != set {
+		t.Errorf("%s goes before alice is written", third[0].user)
+	}
+}
+
+// How long others keep somebody waiting is not part of Timeout.
+func TestTimeoutBeginsWithTheFirstPOST(t *testing.T) {
+	g := newGate()
+	var holding atomic.Bool
+	d := play(t, onPost(func(w http.ResponseWriter, r *http.Request, commands []command) bool {
+		return holding.Load() && g.hold(w, r, commands)
+	}))
+	c := d.client(batchOf(2), connections(1), func(o *Options) { o.Timeout, o.ReadTimeout = 2*time.Second, time.Second })
+	known(t, c)
+	holding.Store(true)
+	hold(c)
+	var alice sync.WaitGroup
+	alice.Go(func() {
+		if _, err := c.Update(t.Context(), "alice", keepIt); err != nil {
+			t.Error(err)
+		}
+	})
+	queued(t, c, 1)
+	time.Sleep(c.options.Timeout + 500*time.Millisecond) // in the test's own time: nothing may happen
+	close(g.open)
+	release(c)
+	alice.Wait()
 }
 
 // A batch that takes too long is half as large next time; when they are quick
@@ -400,7 +486,7 @@ func TestTheLimitShrinksAndGrowsBack(t *testing.T) {
 		whole := n >= limit()
 		for _, user := range several(n) {
 			all.Go(func() {
-				if _, err := c.do(t.Context(), command{method: get, user: user}); err != nil {
+				if _, err := c.doAlone(t.Context(), command{method: get, user: user}); err != nil {
 					t.Error(err)
 				}
 			})
@@ -452,6 +538,12 @@ func TestDecideIsAskedOnce(t *testing.T) {
 	})
 	if err != nil || asked != 1 || out.Did != imapmeta.Set("user=1") {
 		t.Errorf("asked %d times: %+v, %v", asked, out, err)
+	}
+	if _, err := c.Update(t.Context(), "alice", setTo(imapmeta.Absent)); err != nil {
+		t.Error(err)
+	}
+	if last := d.sent()[3]; last[0].method != unset { // set would leave an empty entry
+		t.Errorf("removed by %v", last)
 	}
 	if _, err := c.Update(t.Context(), "bad", func(imapmeta.Value) imapmeta.Change { asked++; return imapmeta.Remove() }); err == nil || asked != 1 {
 		t.Errorf("asked %d times, %v", asked, err)

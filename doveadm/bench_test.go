@@ -142,7 +142,7 @@ func BenchmarkDoveadm(b *testing.B) {
 							return err
 						}},
 						{"set", []*raw{sets}, func(user string) error {
-							_, err := c.do(b.Context(), command{method: set, user: user, value: "user=" + user})
+							_, err := c.doAlone(b.Context(), command{method: set, user: user, value: "user=" + user})
 							return err
 						}},
 						{"update", []*raw{gets, sets}, func(user string) error {

@@ -37,7 +37,9 @@ type Options struct {
 	// its turn.
 	ReadTimeout   time.Duration
 	CheckInterval time.Duration // between two looks at an endpoint that failed; 1 min
-	Timeout       time.Duration // for one Update, waiting included; 30 s
+	// Timeout is for one Update, from its first POST; 30 s. Who waits for a
+	// connection waits until his context is over.
+	Timeout time.Duration
 
 	// Changed is told what became of an endpoint: once when it is first found
 	// to work, then whenever it is set aside, found to fail still, or found to
@@ -62,7 +64,7 @@ type Client struct {
 	closed    bool
 	endpoints []*endpoint
 	next      int      // whose turn it is
-	fresh     []*call  // that wait, oldest first
+	wait      [2]queue // to be sent for the first time, by their turn
 	again     []*batch // that failed somewhere and go to another endpoint, or were split
 	posts     int      // under way
 	gathering bool     // somebody waits for more calls to come
@@ -106,7 +108,7 @@ func New(o Options) (*Client, error) {
 	}
 	o.ReadTimeout = min(o.ReadTimeout, o.Timeout/2)
 	c := &Client{options: o, key: key{read: o.Secret, basic: o.Basic, now: o.Now, reading: make(chan struct{}, 1)},
-		limit: o.Batch, gatherTime: gatherTime, listSilence: listSilence}
+		limit: min(firstBatch, o.Batch), gatherTime: gatherTime, listSilence: listSilence}
 	c.life, c.end = context.WithCancel(context.Background())
 	for _, url := range o.Endpoints {
 		e, err := newEndpoint(url, o)
@@ -162,10 +164,10 @@ func (c *Client) update(ctx context.Context, user string, decide func(have imapm
 		return outcome, err
 	}
 	defer c.calls.Done()
-	ctx, cancel := context.WithTimeoutCause(ctx, c.options.Timeout, &timeoutError{c.options.Timeout})
-	defer cancel()
+	ctx, clock := c.clock(ctx)
+	defer clock.stop()
 
-	got, err := c.do(ctx, command{method: get, user: user})
+	got, err := c.do(ctx, clock, command{method: get, user: user})
 	if err != nil {
 		return outcome, err
 	}
@@ -184,7 +186,7 @@ func (c *Client) update(ctx context.Context, user string, decide func(have imapm
 	if value == imapmeta.Absent {
 		write.method = unset // set would store an empty string
 	}
-	written, err := c.do(ctx, write)
+	written, err := c.do(ctx, clock, write)
 	outcome.Resent = written.resent
 	if err != nil {
 		return outcome, err
@@ -203,9 +205,9 @@ func (c *Client) Exists(ctx context.Context, user string) (bool, error) {
 		return false, about(user, err)
 	}
 	defer c.calls.Done()
-	ctx, cancel := context.WithTimeoutCause(ctx, c.options.Timeout, &timeoutError{c.options.Timeout})
-	defer cancel()
-	_, err := c.do(ctx, command{method: lookup, user: user})
+	ctx, clock := c.clock(ctx)
+	defer clock.stop()
+	_, err := c.do(ctx, clock, command{method: lookup, user: user})
 	if errors.Is(err, imapmeta.ErrNoUser) {
 		return false, nil
 	}
@@ -252,6 +254,36 @@ func checkValue(v imapmeta.Value) error {
 		return fail("value %q holds a NUL", string(v))
 	}
 	return nil
+}
+
+// clock ends a context some time after it was started: how long others keep us
+// waiting says nothing of how long Dovecot takes.
+type clock struct {
+	client *Client
+	end    context.CancelCauseFunc
+	timer  *time.Timer // guarded by Client.mu; nil: not started
+}
+
+func (c *Client) clock(ctx context.Context) (context.Context, *clock) {
+	ctx, end := context.WithCancelCause(ctx)
+	return ctx, &clock{client: c, end: end}
+}
+
+// startLocked starts the clock, if it is not running yet.
+func (k *clock) startLocked() {
+	if k.timer == nil {
+		limit := k.client.options.Timeout
+		k.timer = time.AfterFunc(limit, func() { k.end(&timeoutError{limit}) })
+	}
+}
+
+func (k *clock) stop() {
+	k.client.mu.Lock()
+	if k.timer != nil {
+		k.timer.Stop()
+	}
+	k.client.mu.Unlock()
+	k.end(nil)
 }
 
 // timeoutError is the cause of a context that ran out.

@@ -37,6 +37,15 @@ func (m method) op() string {
 	return opSet
 }
 
+// turn is whose commands go first: 0 those that end an Update, which must not
+// wait for all who begin one.
+func (m method) turn() int {
+	if m == set || m == unset {
+		return 0
+	}
+	return 1
+}
+
 // command is one of a POST.
 type command struct {
 	method method

@@ -99,6 +99,7 @@ func open(t testing.TB, o Options, change ...func(*Options)) *Client {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { closed(t, c) })
+	c.limit = c.options.Batch // as after a while
 	return c
 }
 

@@ -1,6 +1,7 @@
 package doveadm
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -252,10 +253,13 @@ func (d *dummy) client(change ...func(*Options)) *Client {
 // gate holds POSTs back until it is opened.
 type gate struct {
 	held chan []command // each POST that came to it
+	step chan struct{}  // lets one of them go
 	open chan struct{}
 }
 
-func newGate() *gate { return &gate{make(chan []command, 1000), make(chan struct{})} }
+func newGate() *gate {
+	return &gate{make(chan []command, 1000), make(chan struct{}), make(chan struct{})}
+}
 
 // hold is an onPost.
 func (g *gate) hold(_ http.ResponseWriter, r *http.Request, commands []command) bool {
@@ -270,6 +274,7 @@ func (g *gate) hold(_ http.ResponseWriter, r *http.Request, commands []command) 
 	g.held <- commands
 	select {
 	case <-g.open:
+	case <-g.step:
 	case <-r.Context().Done():
 		return true
 	}
@@ -292,7 +297,7 @@ func (g *gate) next(t testing.TB) []command {
 func (c *Client) waiting() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.fresh)
+	return c.waitingLocked()
 }
 
 // queued waits until n calls wait for their first POST.
@@ -308,4 +313,11 @@ func several(n int) []string {
 		names[i] = fmt.Sprintf("user%04d", i)
 	}
 	return names
+}
+
+// doAlone has one command carried out, within the client's time limit.
+func (c *Client) doAlone(ctx context.Context, what command) (answer, error) {
+	ctx, clock := c.clock(ctx)
+	defer clock.stop()
+	return c.do(ctx, clock, what)
 }

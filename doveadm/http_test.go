@@ -182,6 +182,32 @@ func TestAnswersInOtherClothes(t *testing.T) {
 	fault{kind: imapmeta.Server, is: ErrNotDoveadm, words: "HTTP 403: no"}.check(t, "alice", err)
 }
 
+// Dovecot closes the connection; who is before it may wait for us to do so.
+func TestAConnectionIsClosedWhenItHasServed(t *testing.T) {
+	t.Parallel()
+	for name, say := range map[string]string{
+		"an answer":  okHeader + "Content-Length: 46\r\n\r\n" + `[["doveadmResponse",[{"value":"user=1"}],"0"]]`,
+		"a refusal":  "HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno",
+		"not HTTP":   "220 smtp.example.com\r\n",
+		"not an API": okHeader + "Content-Length: 1000\r\n\r\n<html>",
+	} {
+		over := make(chan struct{}, 10)
+		address := saying(t, func(conn net.Conn) {
+			request(conn)
+			io.WriteString(conn, say)
+			untilGone(conn)
+			over <- struct{}{}
+		})
+		c := open(t, Options{Endpoints: []string{"http://" + address + apiPath}, Secret: secretIs(dummyKey)})
+		c.Update(t.Context(), "alice", keepIt)
+		select {
+		case <-over:
+		case <-time.After(20 * time.Second):
+			t.Errorf("%s: it is still open", name)
+		}
+	}
+}
+
 // An answer of any length costs no more memory than its replies may have.
 func TestAnAnswerOf100MiBIsNotRead(t *testing.T) {
 	var sent atomic.Int64

@@ -122,7 +122,7 @@ func TestCallsWhoseCallerHasLeftAreNotSent(t *testing.T) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		n := 0
-		for _, call := range c.fresh {
+		for _, call := range slices.Concat(c.wait[0].calls, c.wait[1].calls) {
 			if call.left {
 				n++
 			}
@@ -152,8 +152,13 @@ func TestCallsWhoseCallerHasLeftAreNotSent(t *testing.T) {
 		c.limit = limit
 		c.mu.Unlock()
 		before := len(d.sent())
+		hold(c)
 		_, err := c.Update(over, "late", keepIt)
 		gone(t, "late", "getmetadata", err, context.Canceled)
+		if n := c.waiting(); n != 0 {
+			t.Errorf("limit %d: %d calls wait", limit, n)
+		}
+		release(c)
 		update(t, c, "alice", imapmeta.Keep(), imapmeta.Absent)
 		if n := len(d.sent()) - before; n != 1 {
 			t.Errorf("limit %d: %d POSTs", limit, n)
@@ -180,7 +185,7 @@ func TestWhatIsSentAgainIsForThoseWhoStay(t *testing.T) {
 	hold(c)
 	for i, user := range users {
 		ctx := t.Context()
-		if i%2 == 1 {
+		if i%2 == 1 || i == 18 {
 			ctx = leaving
 		}
 		all.Go(func() { c.Update(ctx, user, keepIt) })
@@ -198,10 +203,13 @@ func TestWhatIsSentAgainIsForThoseWhoStay(t *testing.T) {
 		for _, b := range c.again {
 			n += b.waiting
 		}
-		return n == 9
+		return n == 8
 	})
 	close(g.open)
 	all.Wait()
+	if n := len(d.sent()); n != 1+1+8 || d.lookedAt() != 1 {
+		t.Errorf("%d POSTs, and %d without commands", n, d.lookedAt())
+	}
 	for i, post := range d.sent()[2:] {
 		if len(post) != 1 || post[0].user != users[2*(i+1)] {
 			t.Errorf("part %d is %v", i+1, post)
@@ -233,11 +241,13 @@ func TestWhoseTroubleSilenceIs(t *testing.T) {
 	for op, others := range map[string]bool{"connect": false, "getmetadata": true} {
 		t.Run(op, func(t *testing.T) {
 			t.Parallel()
-			c := play(t).client(func(o *Options) { o.Timeout = 300 * time.Millisecond })
+			c := play(t).client()
 			hold(c)
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			defer cancel()
 			var alice sync.WaitGroup
 			alice.Go(func() {
-				_, err := c.Update(t.Context(), "alice", keepIt)
+				_, err := c.Update(ctx, "alice", keepIt)
 				gone(t, "alice", op, err, context.DeadlineExceeded)
 			})
 			queued(t, c, 1)
@@ -270,6 +280,33 @@ func TestASecretThatHangs(t *testing.T) {
 		t.Errorf("%d POSTs", n)
 	}
 	closed(t, c)
+
+	// Who waits for it behind somebody else can leave.
+	asked := make(chan struct{}, 1)
+	c = d.client(func(o *Options) {
+		o.Timeout = time.Hour
+		o.Secret = func(ctx context.Context) (string, error) {
+			asked <- struct{}{}
+			return hangs(ctx)
+		}
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go c.Update(ctx, "alice", keepIt)
+	<-asked
+	short, stop := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer stop()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := list(short, c)
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		gone(t, "", "user", err, context.DeadlineExceeded)
+	case <-time.After(20 * time.Second):
+		t.Error("it waits on")
+	}
 }
 
 func TestASecretThatCannotBeHad(t *testing.T) {
@@ -420,8 +457,8 @@ func TestAfterCloseNothingGoesOn(t *testing.T) {
 		t.Error("nobody was answered")
 	}
 	c.mu.Lock()
-	if c.posts != 0 || len(c.fresh) != 0 || len(c.again) != 0 {
-		t.Errorf("left over: %d posts, %d calls, %d batches", c.posts, len(c.fresh), len(c.again))
+	if c.posts != 0 || c.waitingLocked() != 0 || len(c.again) != 0 {
+		t.Errorf("left over: %d posts, %d calls, %d batches", c.posts, c.waitingLocked(), len(c.again))
 	}
 	c.mu.Unlock()
 	c.Close() // again is fine
@@ -430,6 +467,42 @@ func TestAfterCloseNothingGoesOn(t *testing.T) {
 	if len(said.late) > 0 {
 		t.Errorf("Changed was told after Close: %+v", said.late)
 	}
+}
+
+// Close does not fall between the two halves of an Update.
+func TestCloseWaitsForAnUpdateAsAWhole(t *testing.T) {
+	t.Parallel()
+	var changed atomic.Bool
+	c := play(t, onCommand(func(c command) string {
+		if c.method == set {
+			changed.Store(true)
+		}
+		return ""
+	})).client()
+	deciding, decide, closing := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	var all sync.WaitGroup
+	all.Go(func() {
+		if _, err := c.Update(t.Context(), "alice", func(imapmeta.Value) imapmeta.Change {
+			close(deciding)
+			<-decide
+			return imapmeta.Set("user=1")
+		}); err != nil {
+			t.Error(err)
+		}
+	})
+	<-deciding
+	eventually(t, "nothing else is under way", func() bool { return c.Endpoints()[0].Connections == 0 })
+	all.Go(func() {
+		close(closing)
+		c.Close()
+		if !changed.Load() {
+			t.Error("Close returned in the middle")
+		}
+	})
+	<-closing
+	time.Sleep(20 * time.Millisecond) // a Close that does not wait has its chance
+	close(decide)
+	all.Wait()
 }
 
 // An endpoint that is set aside, or that hangs when it is looked at, does not

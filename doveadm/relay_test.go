@@ -237,8 +237,8 @@ func TestUnderLoadNobodyGetsAnothersAnswer(t *testing.T) {
 		closed(t, c)
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if e := c.endpoints[0]; c.posts != 0 || len(c.fresh) != 0 || len(c.again) != 0 || c.gathering || e.state.Connections != 0 || e.state.Out {
-			t.Errorf("left over: %d posts, %d calls, %d batches, gathering %t, %+v", c.posts, len(c.fresh), len(c.again), c.gathering, e.state)
+		if e := c.endpoints[0]; c.posts != 0 || c.waitingLocked() != 0 || len(c.again) != 0 || c.gathering || e.state.Connections != 0 || e.state.Out {
+			t.Errorf("left over: %d posts, %d calls, %d batches, gathering %t, %+v", c.posts, c.waitingLocked(), len(c.again), c.gathering, e.state)
 		}
 	}})
 }

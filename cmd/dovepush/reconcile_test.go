@@ -105,22 +105,23 @@ func TestLostRegistryIsRebuiltWithoutAWrite(t *testing.T) {
 }
 
 func TestSweepIsInterruptedAndGoesOn(t *testing.T) {
-	everyWay(t, dovecot.Options{Users: numbered(2000)}, func(t *testing.T, w *site) {
+	everyWay(t, dovecot.Options{Users: numbered(3000)}, func(t *testing.T, w *site) {
 		// As many as are not all under way when the first ones are done.
 		n, inFlight := 400, 16
 		if w.connector == config.ConnectorDoveadm {
-			n, inFlight = 2000, 400
+			n, inFlight = 3000, 400
 		}
 		users := w.list(names(n)...)
-		for round, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
+		for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
 			cmd := w.command("reconcile", "--users", users, "--report", filepath.Join(w.dir, "report.json"))
 			var said bytes.Buffer
 			cmd.Stdout, cmd.Stderr = &said, &said
+			before := w.looks()
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
 			eventually(t, "work is under way", func() error {
-				if w.looks() > n/10*(round+1) {
+				if w.looks() > before+n/10 {
 					return nil
 				}
 				return errNotYet
