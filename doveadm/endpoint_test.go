@@ -417,7 +417,7 @@ func TestALookEndsWithItsTime(t *testing.T) {
 	t.Parallel()
 	var hang atomic.Bool
 	c := play(t).client(func(o *Options) {
-		o.Timeout = 300 * time.Millisecond
+		o.Timeout = 2 * time.Second
 		o.Secret = func(ctx context.Context) (string, error) {
 			if hang.Load() {
 				<-ctx.Done()
