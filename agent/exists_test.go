@@ -93,3 +93,32 @@ func TestWhoIsNotForgottenIsNotAskedAbout(t *testing.T) {
 		t.Errorf("found %t, asked %d times: %+v", found, asked, reg)
 	}
 }
+
+// A name that the connector refuses to send, as DoveAdm's does with patterns,
+// leaves nothing behind that fails for ever.
+func TestNameThatCannotBeSentIsForgotten(t *testing.T) {
+	unfit := &imapmeta.Error{Kind: imapmeta.User, Op: "getmetadata", Err: imapmeta.ErrUser}
+	for _, way := range forgetting {
+		t.Run(way.name, func(t *testing.T) {
+			h, _ := still(t)
+			asked := 0
+			a := h.agent(exists(true, nil, &asked))
+			must(t, a, register("alice"), Added)
+			if way.before {
+				must(t, a, register("ghost"), Added)
+			}
+			h.box.reading = func(_ context.Context, user string) error {
+				if user == "ghost" {
+					return unfit
+				}
+				return nil
+			}
+			result := way.forget(t, a)
+			_, found := h.row(a.options.Registry, "ghost")
+			// Who was reached before may have an entry: a list alone does not end that.
+			if kept := way.name == "by a list"; found != kept || asked != 0 || result.Verdict != Failed {
+				t.Errorf("found %t, asked %d times: %s, %v", found, asked, result.Verdict, result.Err)
+			}
+		})
+	}
+}

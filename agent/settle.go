@@ -81,8 +81,10 @@ func (a *Agent) exchange(ctx context.Context, p *place, reg registry.Registratio
 	})
 	took := time.Since(began)
 	turned, servers := a.tried(ctx, p, err)
-	forgotten := reg.Wanted == registry.Absent && errors.Is(err, imapmeta.ErrNoUser) && a.mayForget(reg, m)
-	if forgotten {
+	unknown, unfit := errors.Is(err, imapmeta.ErrNoUser), errors.Is(err, ErrUser)
+	// A name that this connector cannot reach another may have reached before.
+	forgotten := reg.Wanted == registry.Absent && (unknown && a.mayForget(reg, m) || unfit && a.mayForget(reg, manner{}))
+	if forgotten && unknown {
 		if doubt := s.confirmGone(working, key.User); doubt != nil {
 			err, forgotten = doubt, false
 		}
