@@ -221,51 +221,6 @@ func TestWhatIsSentAgainIsForThoseWhoStay(t *testing.T) {
 	}
 }
 
-func TestTimeoutHoldsForEveryCaller(t *testing.T) {
-	t.Parallel()
-	var d *dummy
-	d = play(t, onPost(func(_ http.ResponseWriter, r *http.Request, _ []command) bool { d.hang(r); return true }))
-	c := d.client(batchOf(2), connections(1), func(o *Options) { o.Timeout = 500 * time.Millisecond })
-	if c.options.ReadTimeout != 250*time.Millisecond {
-		t.Errorf("an answer may take %s: no other endpoint gets its turn", c.options.ReadTimeout)
-	}
-	atOnce(t, c, several(30), func(user string, _ imapmeta.Outcome, err error) {
-		if imapmeta.KindOf(err) != imapmeta.Retry || !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("%s: %v", user, err)
-		}
-	}, keepIt)
-	if _, err := c.Exists(t.Context(), "alice"); !errors.Is(err, context.DeadlineExceeded) {
-		t.Error(err)
-	}
-}
-
-// Who gets no answer while others do has trouble of his own. If nobody does, it
-// is the server's, and must not be taken for a sign that it works.
-func TestWhoseTroubleSilenceIs(t *testing.T) {
-	for op, others := range map[string]bool{"connect": false, "getmetadata": true} {
-		t.Run(op, func(t *testing.T) {
-			t.Parallel()
-			c := play(t).client()
-			hold(c)
-			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-			defer cancel()
-			var alice sync.WaitGroup
-			alice.Go(func() {
-				_, err := c.Update(ctx, "alice", keepIt)
-				gone(t, "alice", op, err, context.DeadlineExceeded)
-			})
-			queued(t, c, 1)
-			if others {
-				c.mu.Lock()
-				c.worksLocked(c.endpoints[0])
-				c.mu.Unlock()
-			}
-			alice.Wait()
-			release(c)
-		})
-	}
-}
-
 // The secret may come from a command that hangs.
 func TestASecretThatHangs(t *testing.T) {
 	t.Parallel()
