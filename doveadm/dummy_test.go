@@ -34,6 +34,7 @@ type dummy struct {
 	key       string
 	posts     [][]command // that held commands, in the order of their arrival
 	looks     int         // POSTs without commands
+	refused   int         // POSTs with another key
 	now, most int         // POSTs with commands under way, and how many at most
 	onPost    func(w http.ResponseWriter, r *http.Request, commands []command) (done bool)
 	onCommand func(c command) string
@@ -115,10 +116,17 @@ func (d *dummy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	io.WriteString(w, text+"]")
 }
 
+func authorization(key string) string {
+	return "X-Dovecot-API " + base64.StdEncoding.EncodeToString([]byte(key))
+}
+
 // read returns the commands of a POST that is as it should be.
 func (d *dummy) read(w http.ResponseWriter, r *http.Request) ([]command, bool) {
 	d.mu.Lock()
 	key := d.key
+	if r.Header.Get("Authorization") != authorization(key) {
+		d.refused++
+	}
 	d.mu.Unlock()
 	text, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -127,7 +135,7 @@ func (d *dummy) read(w http.ResponseWriter, r *http.Request) ([]command, bool) {
 	if r.Method != http.MethodPost || r.URL.Path != apiPath || r.Header.Get("Content-Type") != "application/json" || r.Close {
 		d.t.Errorf("%s %s, %q, close %t: not what Dovecot wants", r.Method, r.URL, r.Header.Get("Content-Type"), r.Close)
 	}
-	if r.Header.Get("Authorization") != "X-Dovecot-API "+base64.StdEncoding.EncodeToString([]byte(key)) {
+	if r.Header.Get("Authorization") != authorization(key) {
 		http.Error(w, "wrong key", http.StatusUnauthorized)
 		return nil, false
 	}

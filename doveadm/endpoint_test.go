@@ -349,17 +349,20 @@ func TestAKeyThatOneEndpointRefuses(t *testing.T) {
 func TestAHangingCommandCostsOneLook(t *testing.T) {
 	t.Parallel()
 	var d *dummy
+	var meanwhile atomic.Bool
 	d = play(t, onPost(func(_ http.ResponseWriter, r *http.Request, commands []command) bool {
 		if len(commands) > 0 {
 			d.hang(r)
+			return true
 		}
-		return len(commands) > 0
+		meanwhile.Store(d.underWay() == 1)
+		return false
 	}))
 	c := d.client(func(o *Options) { o.ReadTimeout = 2 * time.Second })
 	_, err := c.Update(t.Context(), "alice", keepIt)
 	fault{kind: imapmeta.Retry, op: "getmetadata", words: "answers other commands, but not this one: no answer within 2s"}.check(t, "alice", err)
-	if n := d.lookedAt(); n != 1 {
-		t.Errorf("it was looked at %d times", n)
+	if n := d.lookedAt(); n != 1 || !meanwhile.Load() {
+		t.Errorf("it was looked at %d times, in time: %t", n, meanwhile.Load())
 	}
 	if e := c.Endpoints()[0]; e.Out {
 		t.Errorf("%+v", e)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -181,6 +182,19 @@ func TestAnswersInOtherClothes(t *testing.T) {
 	c := open(t, Options{Endpoints: []string{"http://" + address + apiPath}, Secret: secretIs(dummyKey)})
 	_, err := c.Update(t.Context(), "alice", keepIt)
 	fault{kind: imapmeta.Server, is: ErrNotDoveadm, words: "HTTP 403: no"}.check(t, "alice", err)
+}
+
+// An answer with all replies is one, whatever comes after them.
+func TestWhatComesAfterTheRepliesIsNobodysTrouble(t *testing.T) {
+	d := play(t, onPost(func(w http.ResponseWriter, _ *http.Request, _ []command) bool {
+		io.WriteString(w, `[["doveadmResponse",[{"value":"user=1"}],"0"]] <!-- and so on -->`)
+		return true
+	}))
+	c := d.client()
+	update(t, c, "alice", imapmeta.Keep(), "user=1")
+	if e := c.Endpoints()[0]; e.Out || d.lookedAt() != 0 {
+		t.Errorf("%+v, and it was looked at %d times", e, d.lookedAt())
+	}
 }
 
 // Dovecot closes the connection; who is before it may wait for us to do so. The

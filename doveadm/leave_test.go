@@ -291,6 +291,62 @@ func TestASecretThatCannotBeHad(t *testing.T) {
 	}
 }
 
+// Those who wait for a key that is refused are told so, and nothing is sent for
+// them.
+func TestARefusedKeyIsTriedForNobodyElse(t *testing.T) {
+	d := play(t, func(d *dummy) { d.key = "another s3cr3t" })
+	asked, answer := make(chan struct{}), make(chan struct{})
+	c := d.client(batchOf(5), func(o *Options) {
+		o.Secret = func(context.Context) (string, error) {
+			close(asked) // once
+			<-answer
+			return dummyKey, nil
+		}
+	})
+	var all sync.WaitGroup
+	call := func(user string) {
+		all.Go(func() {
+			_, err := c.Update(t.Context(), user, keepIt)
+			fault{kind: imapmeta.Server, is: ErrKey, op: "connect"}.check(t, user, err)
+		})
+	}
+	call("first")
+	<-asked
+	for _, user := range several(30) {
+		call(user)
+	}
+	queued(t, c, 30)
+	close(answer)
+	all.Wait()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.refused != 1 {
+		t.Errorf("%d POSTs", d.refused)
+	}
+}
+
+// An answer that comes when the caller is about to leave is not lost: a change
+// would be taken for one that may or may not have been made.
+func TestAnAnswerAtTheLastMoment(t *testing.T) {
+	c := play(t).client()
+	ctx, cancel := context.WithCancel(t.Context())
+	hold(c)
+	got := make(chan answer, 1)
+	go func() {
+		a, _ := c.doAlone(ctx, command{method: get, user: "alice"})
+		got <- a
+	}()
+	queued(t, c, 1)
+	c.mu.Lock()
+	cancel() // he cannot leave while we hold the lock
+	c.wait[get.turn()].calls[0].answer <- answer{reply: reply{status: "late"}}
+	c.mu.Unlock()
+	if a := <-got; a.reply.status != "late" {
+		t.Errorf("%+v", a)
+	}
+	release(c)
+}
+
 // The key is kept for a minute, and asked for again after a refusal, also of a
 // look at an endpoint that is set aside.
 func TestHowOftenTheKeyIsAskedFor(t *testing.T) {
