@@ -45,6 +45,12 @@ func TestZeroOptionsStandForWhatIsSaid(t *testing.T) {
 		o.CheckInterval != time.Minute || o.Timeout != 30*time.Second || o.Now == nil || c.gatherTime != gatherTime {
 		t.Errorf("%+v", o)
 	}
+	for batch, want := range map[int]int{0: firstBatch, 3: 3} {
+		c, err := New(Options{Endpoints: o.Endpoints, Secret: o.Secret, Batch: batch})
+		if err != nil || c.limit != want {
+			t.Errorf("batch %d: first batches of %d (%v)", batch, c.limit, err)
+		}
+	}
 	for i, want := range []struct{ network, address string }{{"tcp", "a:1"}, {"tcp", "[::1]:https"}, {"unix", "/run/dovecot/doveadm"}} {
 		if e := c.endpoints[i]; e.network != want.network || e.address != want.address || (e.tls != nil) != (i == 1) {
 			t.Errorf("endpoint %d: %s %s", i, e.network, e.address)

@@ -253,6 +253,49 @@ func TestAnEndpointIsNotLookedAtForWhatWasBefore(t *testing.T) {
 	}
 }
 
+// Who waits for a busy endpoint is served by one that comes back meanwhile.
+func TestAnEndpointThatComesBackServesThoseWhoWait(t *testing.T) {
+	t.Parallel()
+	g := newGate()
+	busy, back := play(t), play(t)
+	c := to(t, []*dummy{busy, back}, batchOf(1), connections(1), func(o *Options) { o.CheckInterval = 50 * time.Millisecond })
+	known(t, c)
+	busy.change(onPost(g.hold))
+	var alice, bob sync.WaitGroup
+	alice.Go(func() { c.Update(t.Context(), "alice", keepIt) })
+	g.next(t)
+	c.mu.Lock()
+	c.setOutLocked(c.endpoints[1], &trouble{reason: Closed, err: &imapmeta.Error{}})
+	c.mu.Unlock()
+	bob.Go(func() {
+		if _, err := c.Update(t.Context(), "bob", keepIt); err != nil {
+			t.Error(err)
+		}
+	})
+	bob.Wait() // while alice still waits
+	close(g.open)
+	alice.Wait()
+}
+
+// What is under way at an endpoint when it is set aside counts on when it is
+// back.
+func TestConnectionsOutliveASettingAside(t *testing.T) {
+	g := newGate()
+	c := play(t, onPost(g.hold)).client()
+	var all sync.WaitGroup
+	all.Go(func() { c.Update(t.Context(), "alice", keepIt) })
+	g.next(t)
+	c.mu.Lock()
+	c.setOutLocked(c.endpoints[0], &trouble{reason: Closed, err: &imapmeta.Error{}})
+	c.worksLocked(c.endpoints[0])
+	c.mu.Unlock()
+	if e := c.Endpoints()[0]; e.Connections != 1 || e.Out {
+		t.Errorf("%+v", e)
+	}
+	close(g.open)
+	all.Wait()
+}
+
 func TestAllEndpointsAreGone(t *testing.T) {
 	t.Parallel()
 	urls := []string{down(t), play(t, says(500, "broken")).url, play(t, func(d *dummy) {

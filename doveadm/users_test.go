@@ -198,10 +198,26 @@ func TestAListGoesToTheNextEndpointIfItHasNotBegun(t *testing.T) {
 	if err != nil || !slices.Equal(users, []string{"alice", "bob"}) {
 		t.Errorf("%q, %v", users, err)
 	}
+	for user, err := range to(t, []*dummy{good}).Users(t.Context()) {
+		if user != "alice" || err != nil {
+			t.Errorf("%q, %v", user, err)
+		}
+		break // enough
+	}
 	users, err = list(t.Context(), to(t, []*dummy{bad, bad}))
 	fault{kind: imapmeta.Retry, op: "connect", words: "no endpoint works; " + bad.url, unreached: true}.check(t, "", err)
 	if len(users) > 0 {
 		t.Errorf("lists %q", users)
+	}
+}
+
+// One that is refused is refused by Dovecot, which is the same everywhere.
+func TestAListThatIsRefusedIsNotAskedForElsewhere(t *testing.T) {
+	refusing, good := play(t, says(200, usersAnswers[3])), play(t)
+	_, err := list(t.Context(), to(t, []*dummy{refusing, good}))
+	fault{kind: imapmeta.Retry, is: ErrNoList, op: "user", status: "exitCode 65", hint: "iterate"}.check(t, "", err)
+	if n := len(good.sent()); n != 0 {
+		t.Errorf("the other was asked %d times", n)
 	}
 }
 
