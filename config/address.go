@@ -117,13 +117,8 @@ func checkEndpoint(endpoint string, allowPlaintext bool) error {
 	case u.Path == "" || u.Path == "/":
 		return errors.New("has no path; Dovecot's API is at /doveadm/v1")
 	}
-	if checkHost(u.Hostname()) != nil {
-		return errors.New("has no valid host name")
-	}
-	if p := u.Port(); p != "" {
-		if n, err := strconv.ParseUint(p, 10, 16); err != nil || n == 0 {
-			return errors.New("has no valid port")
-		}
+	if err := checkAuthority(u); err != nil {
+		return err
 	}
 	if plaintext(u) && !allowPlaintext {
 		return fmt.Errorf("http sends the API key in clear to %s; use https, or set allow_plaintext = true", quote(u.Hostname()))

@@ -31,6 +31,12 @@ func (c *Config) Check() error {
 	}
 	_, err := c.API.TLSConfig()
 	add(err)
+	_, err = c.Notify.TLSConfig()
+	add(err)
+	for i := range c.Webhooks {
+		_, err := c.Webhooks[i].rootCAs()
+		add(err)
+	}
 	for _, s := range c.secrets() {
 		if s.file != "" {
 			_, err := s.Read(context.Background())
@@ -79,6 +85,7 @@ func (c *Config) Warnings() []string {
 		}
 	}
 	list = append(list, c.API.warnings()...)
+	list = append(list, c.Notify.warnings()...)
 	inline := ""
 	for _, s := range c.secrets() {
 		if s.file != "" {

@@ -8,7 +8,8 @@
 // [Errors]; [Config.Warnings] and [Config.Check] for "config check";
 // [Config.ServerFor] and [Config.IdentityFor] for each user;
 // [Server.TLSConfig] and [Secret.Read] when a connection is made, so that
-// rotated files take effect without a restart; [API.TLSConfig] likewise.
+// rotated files take effect without a restart; [API.TLSConfig],
+// [Notify.TLSConfig] and [Webhook.TLSConfig] likewise.
 package config
 
 import (
@@ -50,12 +51,19 @@ type Config struct {
 	OnConflict  string   `toml:"on_conflict"`  // ConflictKeep or ConflictReplace
 	Identity    string   `toml:"identity"`     // template, see IdentityFor
 	VerifyEvery Duration `toml:"verify_every"` // between two looks at an entry that is as it should be
-	Servers     []Server `toml:"server"`       // at least one after Load
-	Registry    Registry `toml:"registry"`
-	Retry       Retry    `toml:"retry"`
-	API         API      `toml:"api"`
-	Metrics     Metrics  `toml:"metrics"`
-	Notify      Notify   `toml:"notify"`
+
+	IdentityKey            Secret `toml:"identity_key"`             // signs identities; not set: they are as the template says
+	IdentityOldKey         Secret `toml:"identity_old_key"`         // what it signed is still accepted
+	IdentityAcceptUnsigned bool   `toml:"identity_accept_unsigned"` // while the first key is brought in
+
+	Servers  []Server  `toml:"server"` // at least one after Load
+	Registry Registry  `toml:"registry"`
+	Retry    Retry     `toml:"retry"`
+	API      API       `toml:"api"`
+	Metrics  Metrics   `toml:"metrics"`
+	Notify   Notify    `toml:"notify"`
+	Spool    Spool     `toml:"spool"`
+	Webhooks []Webhook `toml:"webhook"`
 
 	file string // absolute; "" when not made by Load or Parse
 }
@@ -131,10 +139,40 @@ type Metrics struct {
 
 // Notify is [notify]: the endpoint that Dovecot's ox driver calls.
 type Notify struct {
-	Listen   string `toml:"listen"` // see ListenAddress; empty: none
-	Path     string `toml:"path"`   // of the URL, begins with a slash
-	Username string `toml:"username"`
-	Password Secret `toml:"password"`
+	Listen      string   `toml:"listen"`        // see ListenAddress; empty: none
+	AlsoListen  []string `toml:"also_listen"`   // further ones
+	TLSCertFile string   `toml:"tls_cert_file"` // both or none; see TLSConfig
+	TLSKeyFile  string   `toml:"tls_key_file"`
+	URL         string   `toml:"url"`  // where Dovecot finds the endpoint, without credentials; empty: see Endpoint
+	Path        string   `toml:"path"` // of the URL, begins with a slash
+	Username    string   `toml:"username"`
+	Password    Secret   `toml:"password"`
+
+	origin origin
+}
+
+// Spool is [spool]: what waits for webhooks.
+type Spool struct {
+	Path      string   `toml:"path"`       // absolute after Load, unless empty: see SpoolPath
+	MaxEvents int      `toml:"max_events"` // that wait for one webhook, 1..100,000,000
+	KeepDead  Duration `toml:"keep_dead"`  // how long dead letters stay
+}
+
+// Webhook is one [[webhook]]: where notifications are forwarded to.
+type Webhook struct {
+	Name           string   `toml:"name"` // unique; names it in spool, logs and metrics
+	URL            URL      `toml:"url"`  // http or https
+	Secret         Secret   `toml:"secret"`
+	OldSecret      Secret   `toml:"old_secret"` // signs, too, while the receiver learns the new one
+	Strip          bool     `toml:"strip"`      // leave out from, subject, snippet and unknown fields
+	TLSCAFile      string   `toml:"tls_ca_file"`
+	MaxConnections int      `toml:"max_connections"` // 1..1024
+	Timeout        Duration `toml:"timeout"`         // of one delivery
+	RetryInitial   Duration `toml:"retry_initial"`
+	RetryMax       Duration `toml:"retry_max"`
+	GiveUpAfter    Duration `toml:"give_up_after"` // since the notification came
+
+	origin origin
 }
 
 // Default returns the configuration of an empty file. It has no server:
@@ -148,6 +186,19 @@ func Default() Config {
 		Retry:       Retry{Initial: Duration(30 * time.Second), Max: Duration(6 * time.Hour)},
 		API:         API{Listen: "unix:/run/dovepush/api.sock", Mode: "0660"},
 		Notify:      Notify{Path: "/preliminary/http-notify/v1/notify", Username: "dovecot"},
+		Spool:       Spool{MaxEvents: 1_000_000, KeepDead: Duration(30 * 24 * time.Hour)},
+	}
+}
+
+// DefaultWebhook returns what a [[webhook]] without keys means. Its name, URL
+// and secret must be set.
+func DefaultWebhook() Webhook {
+	return Webhook{
+		MaxConnections: 4,
+		Timeout:        Duration(10 * time.Second),
+		RetryInitial:   Duration(5 * time.Second),
+		RetryMax:       Duration(time.Hour),
+		GiveUpAfter:    Duration(24 * time.Hour),
 	}
 }
 

@@ -41,6 +41,7 @@ func TestDesignDefaults(t *testing.T) {
 	want := `on_conflict = "keep"
 identity = "{user}"
 verify_every = "24h"
+identity_accept_unsigned = false
 
 [[server]]
 name = "main"
@@ -89,8 +90,17 @@ listen = ""
 
 [notify]
 listen = ""
+also_listen = []
+tls_cert_file = ""
+tls_key_file = ""
+url = ""
 path = "/preliminary/http-notify/v1/notify"
 username = "dovecot"
+
+[spool]
+path = ""
+max_events = 1000000
+keep_dead = "720h"
 `
 	if diff := cmp.Diff(want, written(t, c)); diff != "" {
 		t.Errorf("effective settings (-want +got):\n%s", diff)
@@ -114,12 +124,22 @@ func TestExampleHoldsTheDefaults(t *testing.T) {
 	s.Auth.Password = Secret{file: "master.secret"}
 	want.Servers = []Server{s}
 	want.file = "/etc/dovepush/config.toml"
+	live := want
+	live.Servers = []Server{s}
+	w := DefaultWebhook()
+	w.Name, w.URL, w.Secret = "app", NewURL("https://push.example.com/dovepush"), Secret{file: "webhook.secret"}
+	live.Webhooks = []Webhook{w}
 	want.place()
+	live.place()
 
 	for name, text := range map[string]string{
 		"as it is":    string(data),
-		"uncommented": regexp.MustCompile(`(?m)^#([a-z_]+ = )`).ReplaceAllString(string(data), "$1"),
+		"uncommented": regexp.MustCompile(`(?m)^#([a-z_]+ = |\[)`).ReplaceAllString(string(data), "$1"),
 	} {
+		want := want
+		if name == "uncommented" {
+			want = live
+		}
 		got, err := Parse([]byte(text), want.file)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -160,7 +180,7 @@ func TestExampleShowsEveryKey(t *testing.T) {
 	}
 	visit(reflect.TypeFor[Config](), "")
 
-	header := regexp.MustCompile(`^\[+([a-z_.]+)\]+$`)
+	header := regexp.MustCompile(`^#?\[+([a-z_.]+)\]+$`)
 	key := regexp.MustCompile(`^#?([a-z_]+) = `)
 	path := ""
 	for line := range strings.Lines(string(data)) {
@@ -182,6 +202,7 @@ func TestExampleShowsEveryKey(t *testing.T) {
 func TestSecretNamesAreComplete(t *testing.T) {
 	c := Default()
 	c.Servers = []Server{DefaultServer()}
+	c.Webhooks = []Webhook{DefaultWebhook()}
 	for key := range c.secrets() {
 		if name := key[strings.LastIndex(key, ".")+1:]; !slices.Contains(secretNames, name) {
 			t.Errorf("%s is a secret, but not in secretNames", key)
@@ -194,6 +215,9 @@ const full = `
 on_conflict = "replace"
 identity = "{local}@1 \"q\" \\ \u202e é"
 verify_every = "1h30m"
+identity_key_file = "identity.key"
+identity_old_key = "hunter0"
+identity_accept_unsigned = true
 [[server]]
 name = "a"
 connector = "imap"
@@ -241,9 +265,33 @@ tls_key_file = "api.key"
 listen = ":9925"
 [notify]
 listen = "[::1]:0"
+also_listen = ["unix:/run/n.sock", "127.0.0.1:0"]
+tls_cert_file = "notify.pem"
+tls_key_file = "notify.key"
+url = "https://n.example:1/n"
 path = "/n"
 username = "u"
 password = "hunter3"
+[spool]
+path = "s.db"
+max_events = 7
+keep_dead = "1h"
+[[webhook]]
+name = "w"
+url = "https://u:hunter4@w.example:1/x?access_token=hunter5&a=b"
+secret = "hunter6"
+old_secret_command = "pass show w"
+strip = true
+tls_ca_file = "w.pem"
+max_connections = 9
+timeout = "1s"
+retry_initial = "2s"
+retry_max = "3s"
+give_up_after = "4s"
+[[webhook]]
+name = "x"
+url = "http://127.0.0.1:1"
+secret_file = "x.secret"
 `
 
 // maskInline does to a Config what WriteTOML does to its text.
@@ -253,6 +301,9 @@ func maskInline(c *Config) {
 			m := masked
 			s.value = &m
 		}
+	}
+	for i := range c.Webhooks {
+		c.Webhooks[i].URL = NewURL(c.Webhooks[i].URL.String())
 	}
 }
 

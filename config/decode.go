@@ -44,7 +44,7 @@ func (d *decoder) table(path string, in map[string]any, out reflect.Value) {
 				d.add(key, "must be a table, [%s] in single brackets, not %s", header(key), typeName(v))
 			}
 		case tables:
-			d.servers(key, v, fv.Addr().Interface().(*[]Server))
+			d.tables(key, v, fv)
 		case leaf:
 			d.given[key] = v != ""
 			d.leaf(key, v, fv.Addr().Interface())
@@ -70,31 +70,44 @@ func header(key string) string {
 	return before + after
 }
 
-func (d *decoder) servers(key string, v any, out *[]Server) {
+// tables reads a list of tables, each over the defaults of its kind.
+func (d *decoder) tables(key string, v any, out reflect.Value) {
 	var list []any
 	switch v := v.(type) {
-	case []map[string]any: // [[server]]
+	case []map[string]any: // [[key]]
 		for _, t := range v {
 			list = append(list, t)
 		}
-	case []any: // server = [{...}]
+	case []any: // key = [{...}]
 		list = v
 	case map[string]any:
-		d.add(key, "write [[server]], in double brackets, instead of [server]")
+		d.add(key, "write [[%s]], in double brackets, instead of [%[1]s]", key)
 		return
 	default:
-		d.add(key, "must be tables, [[server]] in double brackets, not %s", typeName(v))
+		d.add(key, "must be tables, [[%s]] in double brackets, not %s", key, typeName(v))
 		return
 	}
 	for i, v := range list {
-		s := DefaultServer()
+		one, here := defaultOf(out.Type().Elem()), indexed(key, i)
 		if t, ok := v.(map[string]any); ok {
-			d.table(serverKey(i), t, reflect.ValueOf(&s).Elem())
+			d.table(here, t, one)
 		} else {
-			d.add(serverKey(i), "must be a table, not %s", typeName(v))
+			d.add(here, "must be a table, not %s", typeName(v))
 		}
-		*out = append(*out, s)
+		out.Set(reflect.Append(out, one))
 	}
+}
+
+// defaultOf returns a table of a list as it is without keys.
+func defaultOf(t reflect.Type) reflect.Value {
+	v := reflect.New(t).Elem()
+	switch one := v.Addr().Interface().(type) {
+	case *Server:
+		*one = DefaultServer()
+	case *Webhook:
+		*one = DefaultWebhook()
+	}
+	return v
 }
 
 // secret reads the three forms of a secret; an empty one counts as absent.
@@ -226,8 +239,8 @@ func guess(key string, known []string, path string) (meant, hint string) {
 		switch home {
 		case "":
 			return "", "; it belongs at the top of the file, before the first [table]"
-		case "server":
-			places = append(places, "[[server]]")
+		case "server", "webhook":
+			places = append(places, "[["+home+"]]")
 		default:
 			places = append(places, "["+home+"]")
 		}

@@ -122,6 +122,13 @@ func (c *Config) place() {
 		}
 	}
 	c.API.origin = origin{key: "api", dir: dir}
+	c.Notify.origin = origin{key: "notify", dir: dir}
+	if p := c.Spool.Path; p != "" && !filepath.IsAbs(p) {
+		c.Spool.Path = filepath.Join(dir, p)
+	}
+	for i := range c.Webhooks {
+		c.Webhooks[i].origin = origin{key: indexed("webhook", i), dir: dir}
+	}
 	for key, s := range c.secrets() {
 		if s.IsSet() {
 			s.origin = origin{key: key, dir: dir, server: c.labelOf(key)}
@@ -129,7 +136,10 @@ func (c *Config) place() {
 	}
 }
 
-func serverKey(i int) string { return fmt.Sprintf("server[%d]", i) }
+func serverKey(i int) string { return indexed("server", i) }
+
+// indexed names a table of a list.
+func indexed(key string, i int) string { return fmt.Sprintf("%s[%d]", key, i) }
 
 // origin says where in which file a setting stands.
 type origin struct {

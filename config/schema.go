@@ -19,7 +19,7 @@ const (
 )
 
 // secretNames are the keys whose inline form is a secret.
-var secretNames = []string{"password", "api_key", "token", "url"}
+var secretNames = []string{"password", "api_key", "token", "url", "identity_key", "identity_old_key", "secret", "old_secret"}
 
 type field struct {
 	name  string // the key
@@ -50,7 +50,7 @@ func kindOf(t reflect.Type) kind {
 	switch {
 	case t == reflect.TypeFor[Secret]():
 		return secret
-	case t == reflect.TypeFor[[]Server]():
+	case t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Struct:
 		return tables
 	case t == reflect.TypeFor[URL](), t.Kind() != reflect.Struct:
 		return leaf

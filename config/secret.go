@@ -95,7 +95,7 @@ func (u URL) Reveal() string {
 }
 
 // String masks the password in postgres://user:password@host/db and in
-// ?password=. What it does not understand, such as "host=db password=x", it
+// ?password=, and parameters whose names tell of another secret. What it does not understand, such as "host=db password=x", it
 // masks as a whole.
 func (u URL) String() string {
 	raw := u.Reveal()
@@ -109,7 +109,7 @@ func (u URL) String() string {
 	query := ""
 	for i, pair := range strings.Split(parsed.RawQuery, "&") {
 		name, _, found := strings.Cut(pair, "=")
-		if plain, err := url.QueryUnescape(name); err != nil || strings.Contains(strings.ToLower(plain), "password") {
+		if plain, err := url.QueryUnescape(name); err != nil || secretly(strings.ToLower(plain)) {
 			pair = name
 			if found {
 				pair += "=" + masked
@@ -127,6 +127,16 @@ func (u URL) String() string {
 	user := url.User(parsed.User.Username()).String()
 	parsed.User = nil
 	return strings.Replace(parsed.String(), "://", "://"+user+":"+masked+"@", 1)
+}
+
+// secretly tells whether the parameter of that name holds a secret.
+func secretly(name string) bool {
+	for _, part := range []string{"password", "secret", "token", "key", "sig"} {
+		if strings.Contains(name, part) {
+			return true
+		}
+	}
+	return false
 }
 
 // Format prints String for every verb.

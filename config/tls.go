@@ -51,13 +51,15 @@ func (s *Server) tlsConfig(name string) (*tls.Config, error) {
 	return c, nil
 }
 
-// rootCAs returns nil for the system's own, as tls.Config wants it.
-func (s *Server) rootCAs() (*x509.CertPool, error) {
-	if s.TLSCAFile == "" {
+func (s *Server) rootCAs() (*x509.CertPool, error) { return s.where().rootCAs(s.TLSCAFile) }
+
+// rootCAs reads a table's tls_ca_file; nil stands for the system's own, as
+// tls.Config wants it.
+func (o origin) rootCAs(file string) (*x509.CertPool, error) {
+	if file == "" {
 		return nil, nil
 	}
-	o := s.where()
-	name := o.resolve(s.TLSCAFile)
+	name := o.resolve(file)
 	data, err := readFile(name, maxPEM)
 	if err != nil {
 		return nil, o.error(".tls_ca_file", err.Error(), err)

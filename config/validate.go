@@ -33,6 +33,9 @@ func validate(c *Config, given map[string]bool, r *report) {
 	v.listeners(c)
 	v.api(c.API)
 	v.notify(c.Notify)
+	v.identityKeys(c)
+	v.spool(c)
+	v.webhooks(c.Webhooks)
 	for key, s := range c.secrets() {
 		v.fileName(key+formFile, s.file)
 	}
@@ -60,6 +63,12 @@ func (v *validator) fileName(key, name string) {
 func (v *validator) listeners(c *Config) {
 	keys := []string{"api.listen", "metrics.listen", "notify.listen"}
 	values := []string{c.API.Listen, c.Metrics.Listen, c.Notify.Listen}
+	for i, listen := range c.Notify.AlsoListen {
+		keys, values = append(keys, indexed("notify.also_listen", i)), append(values, listen)
+		if listen == "" {
+			v.add(keys[len(keys)-1], "empty; remove it")
+		}
+	}
 	for i, listen := range values {
 		if listen == "" {
 			continue
@@ -94,8 +103,23 @@ func (v *validator) notify(n Notify) {
 	if n.Password.IsSet() && n.Username == "" {
 		v.add("notify.username", "missing; it goes with the password that is set")
 	}
-	if n.Listen != "" && !local(n.Listen) && !n.Password.IsSet() {
-		v.add("notify.password_file", "missing; %s is reachable from other machines and needs a password (password_file, password_command or password)", quote(n.Listen))
+	for _, listen := range n.Listeners() {
+		if checkListen(listen) == nil && !local(listen) && !n.Password.IsSet() {
+			v.add("notify.password_file", "missing; %s is reachable from other machines and needs a password (password_file, password_command or password)", quote(listen))
+		}
+	}
+	const most = 16
+	if len(n.AlsoListen) > most {
+		v.add("notify.also_listen", "has %d; use at most %d", len(n.AlsoListen), most)
+	}
+	if len(n.AlsoListen) > 0 && n.Listen == "" {
+		v.add("notify.listen", "missing, but also_listen is set; put the first listener here")
+	}
+	v.keyPair("notify", n.TLSCertFile, n.TLSKeyFile)
+	if n.URL != "" {
+		if err := checkWebURL(n.URL, "https://dovepush.example.com:8026"+Default().Notify.Path); err != nil {
+			v.add("notify.url", "%v", err)
+		}
 	}
 }
 
