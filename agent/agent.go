@@ -60,7 +60,7 @@ const (
 	heldQuiet = 5 * time.Second
 )
 
-// Options says what an Agent works with. All but Dead, Drain,
+// Options says what an Agent works with. All but Sign, Plain, Dead, Drain,
 // Poll, RefusalPause, Observe and Log must be given.
 type Options struct {
 	Registry *registry.Registry
@@ -69,6 +69,11 @@ type Options struct {
 	Route func(user string) (server string, ok bool)
 	// Identity is what stands behind user= in a user's value by default.
 	Identity func(user string) string
+	// Sign returns an identity as it stands behind user= in a value, and in the
+	// registry, and Plain takes off what Sign, or an earlier one, has added. Both
+	// are given, or neither: then identities are as they are, and what stands in
+	// the registry stays until somebody asks for another.
+	Sign, Plain func(identity string) string
 	// Replace lets a registration replace a foreign value
 	// (on_conflict = "replace").
 	Replace bool
@@ -127,6 +132,8 @@ func New(o Options) (*Agent, error) {
 		return nil, fmt.Errorf("verify every %s: must be more than 0", o.VerifyEvery)
 	case o.RetryInitial <= 0 || o.RetryMax < o.RetryInitial:
 		return nil, fmt.Errorf("retry between %s and %s: must be more than 0, and in this order", o.RetryInitial, o.RetryMax)
+	case (o.Sign == nil) != (o.Plain == nil):
+		return nil, errors.New("identities are signed, but cannot be made plain, or the other way about")
 	}
 	if o.Log == nil {
 		a.options.Log = slog.New(slog.DiscardHandler)
@@ -160,7 +167,7 @@ const (
 type Request struct {
 	Action
 	User     string
-	Identity string        // Register: instead of the default one
+	Identity string        // Register: instead of the default one; plain
 	Expires  time.Duration // Register: unregister after this; 0: never
 	Force    bool          // a foreign value may be replaced, or removed
 	NoWait   bool          // only change what should be; the work is done later
@@ -249,8 +256,9 @@ func (a *Agent) intent(ctx context.Context, r Request) (intent registry.Intent, 
 		// What we wrote stands in the row; the default value is for a registry
 		// that was lost.
 		intent.Wanted = registry.Absent
-		if found {
+		if found && known.Identity != "" {
 			intent.Identity = known.Identity
+			return intent, true, completeStored(&intent)
 		}
 	}
 	if err := a.complete(&intent); err != nil {
@@ -272,16 +280,6 @@ func (a *Agent) serverOf(user string) (string, error) {
 		return "", ErrNoServer
 	}
 	return server, nil
-}
-
-// complete adds to an intent what follows from its user and identity.
-func (a *Agent) complete(intent *registry.Intent) error {
-	if intent.Identity == "" {
-		intent.Identity = a.options.Identity(intent.User)
-	}
-	value, err := imapmeta.NewValue(intent.Identity)
-	intent.Value = string(value)
-	return err
 }
 
 // carryOut does what accept has taken down.

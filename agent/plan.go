@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,7 +13,7 @@ import (
 // Listed is a user who should be registered.
 type Listed struct {
 	User     string
-	Identity string // instead of the default one
+	Identity string // instead of the default one; plain
 }
 
 // Scope says which registrations a sweep looks at that nothing has changed for.
@@ -47,7 +46,7 @@ type Planned int
 // What a plan can have for a user.
 const (
 	Add     Planned = iota // he is to be registered, or is not yet
-	Change                 // his identity is another now
+	Change                 // his identity is another now, or is to be signed anew
 	Look                   // his entry is to be verified
 	Remove                 // he is to be unregistered, or is not yet
 	Invalid                // what is listed cannot be registered
@@ -193,13 +192,16 @@ func (p *Plan) listed(row registry.Standing, listed Listed) error {
 		p.Registered++
 	}
 	st := step{user: listed.User, identity: listed.Identity}
-	switch {
+	plain := p.agent.plainOf(listed.User, listed.Identity)
+	switch signed := p.agent.sign(plain); {
 	case row.Wanted == registry.Absent || row.Expired:
 		st.kind = Add
-	case row.Identity != cmp.Or(listed.Identity, p.agent.options.Identity(listed.User)):
-		st.kind = Change
+	case row.Identity == signed:
+		return p.standing(row, false)
+	case p.agent.plain(row.Identity) == plain:
+		return p.standing(row, p.agent.outdated(row.Identity))
 	default:
-		return p.standing(row)
+		st.kind = Change
 	}
 	return p.wish(row.Server, laneOf(row, st.kind), st)
 }
@@ -209,7 +211,7 @@ func (p *Plan) known(row registry.Standing) error {
 	if row.Wanted == registry.Absent || row.Expired {
 		return p.unfinished(row)
 	}
-	return p.standing(row)
+	return p.standing(row, p.agent.outdated(row.Identity))
 }
 
 // unlisted plans for a row whose user is not listed, at least not on its
@@ -233,11 +235,17 @@ func (p *Plan) unlisted(row registry.Standing) error {
 // standing plans for a row that says what it should. Who is pending is tried
 // whenever there is a sweep: it must not end well while he waits for another
 // attempt, or others are at work on him.
-func (p *Plan) standing(row registry.Standing) error {
+//
+// A row that is outdated, but for that says what it should, is signed anew when
+// it is claimed. Who was refused is no hurry, as in unfinished.
+func (p *Plan) standing(row registry.Standing, outdated bool) error {
+	asked := p.aim.Verify == All || p.aim.Verify == Due && row.Due
 	switch {
 	case row.State == registry.Pending:
 		return p.look(row, Add)
-	case p.aim.Verify == All || p.aim.Verify == Due && row.Due:
+	case outdated && (asked || !row.Refused):
+		return p.look(row, Change)
+	case asked:
 		return p.look(row, Look)
 	case row.State == registry.Failed && p.aim.Listed != nil:
 		p.Failing++

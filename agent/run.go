@@ -154,6 +154,9 @@ func (a *Agent) takeDue(ctx, working context.Context, s *site, work *sync.WaitGr
 	if len(regs) > 0 {
 		a.registryWorks()
 	}
+	if regs, _, err = a.signAnew(ctx, owner, s.Name, until, retryAt, regs...); err != nil {
+		return 0, errors.Join(err, a.release(ctx, owner))
+	}
 	for _, reg := range regs {
 		a.workOn(working, work, places[0], owner, reg)
 		places = places[1:]

@@ -201,7 +201,14 @@ func (a *Agent) claim(ctx context.Context, key registry.Key, owner string, timeo
 			if failed || settledSince(unclaimed(reg), asked, a.options.Now()) { // between our look and our claim
 				return reg, false, a.giveBack(ctx, owner, reg)
 			}
-			return reg, true, nil
+			signed, lost, err := a.signAnew(ctx, owner, key.Server, until, retryAt, reg)
+			if err != nil {
+				return reg, false, errors.Join(err, a.release(ctx, owner))
+			}
+			if len(lost) > 0 {
+				continue
+			}
+			return signed[0], true, nil
 		}
 		if a.dead(reg.ClaimedBy) {
 			if err := a.options.Registry.Release(ctx, reg.ClaimedBy); err != nil {

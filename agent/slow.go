@@ -131,6 +131,11 @@ func (a *Agent) takeRefused(ctx, working context.Context, s *site, work *sync.Wa
 		}
 		return maxSleep, err
 	}
-	a.workOn(working, work, p, owner, reg)
+	signed, _, err := a.signAnew(ctx, owner, s.Name, until, retryAt, reg)
+	if err != nil || len(signed) == 0 {
+		p.exit()
+		return maxSleep, errors.Join(err, a.release(ctx, owner))
+	}
+	a.workOn(working, work, p, owner, signed[0])
 	return maxSleep, nil
 }

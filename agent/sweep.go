@@ -176,6 +176,9 @@ func (a *Agent) wished(server string, st step) (registry.Intent, error) {
 	intent := registry.Intent{Key: registry.Key{User: st.user, Server: server}, Identity: st.identity, Wanted: registry.Present, OnlyIfOther: true}
 	if st.kind == Remove {
 		intent.Wanted, intent.Revision, intent.OnlyIfOther = registry.Absent, st.revision, false
+		if st.identity != "" {
+			return intent, completeStored(&intent)
+		}
 		return intent, a.complete(&intent)
 	}
 	if _, err := a.serverOf(st.user); err != nil {

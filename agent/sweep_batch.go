@@ -95,6 +95,15 @@ func (v *serverSweep) claimSome(ctx context.Context, users []step) (claimed, err
 			batch.regs = append(batch.regs, c.Registration)
 		}
 	}
+	signed, lost, err := v.signAnew(claiming, v.owner, v.site.Name, until, retryAt, batch.regs...)
+	for _, reg := range lost {
+		err = errors.Join(err, v.hold(step{kind: Look, user: reg.User}))
+	}
+	if err != nil {
+		v.giveBackAll(batch.regs)
+		return claimed{}, err
+	}
+	batch.regs = signed
 	return batch, nil
 }
 

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"syscall"
 	"testing"
 	"time"
@@ -192,4 +193,38 @@ func BenchmarkBacklogsNoneDue(b *testing.B) {
 			b.Fatal(list, err)
 		}
 	}
+}
+
+// BenchmarkProve proves users of 1,000,000 in no order, by their names and by
+// identities of which every other is the first that he could have.
+func BenchmarkProve(b *testing.B) {
+	const rows = 1_000_000
+	r, c := fresh(b)
+	seed(b, r, rows)
+	run := func(names func(user string) []string) func(b *testing.B) {
+		return func(b *testing.B) {
+			for _, size := range []int{1, 50, 500} {
+				b.Run(fmt.Sprintf("batch=%d", size), func(b *testing.B) {
+					proofs := make([]Proof, size)
+					n, spent := 0, processorTime(b)
+					for b.Loop() {
+						now := c.advance(time.Millisecond)
+						for i := range proofs {
+							proofs[i] = Proof{Names: names(rowKey(rand.N(rows)).User), At: now}
+						}
+						if known := proven(b, r, proofs...); !known[0] {
+							b.Fatal(proofs[0])
+						}
+						n += size
+					}
+					b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(n), "µs/proof")
+					b.ReportMetric(float64((processorTime(b)-spent).Microseconds())/float64(n), "cpu-µs/proof")
+				})
+			}
+		}
+	}
+	b.Run("users", run(func(user string) []string { return []string{user} }))
+	exec1(b, r.writer.db, "UPDATE registrations SET identity = username || '~signed'")
+	b.Run("identities", run(func(user string) []string { return []string{user + "~signed"} }))
+	b.Run("other-identities", run(func(user string) []string { return []string{user + "~new", user + "~signed"} }))
 }

@@ -50,7 +50,7 @@ func refused(t *testing.T, path string, class error) string {
 
 func TestConnectionsAreSetUpForDurability(t *testing.T) {
 	r, _ := fresh(t)
-	for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "busy_timeout": "20000", "application_id": "1685483624", "user_version": "4"} {
+	for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "busy_timeout": "20000", "application_id": "1685483624", "user_version": "5"} {
 		var got string
 		if err := r.writer.db.QueryRowContext(t.Context(), "PRAGMA "+pragma).Scan(&got); err != nil || got != want {
 			t.Errorf("writer: %s is %s, want %s, error %v", pragma, got, want, err)

@@ -32,22 +32,27 @@ func TestWhatIsAskedAllTheTimeWalksOverNoRowsInVain(t *testing.T) {
 			"SCAN registrations USING INDEX registrations_claimed",
 			"SEARCH registrations USING COVERING INDEX registrations_failing (server=? AND error_kind=?)",
 		}},
-		"pending, due too late":      {sqlLateState, 5, []string{"SEARCH registrations USING INDEX registrations_state (server=? AND state=? AND username>?)"}},
-		"failing, due too late":      {sqlLateKind, 5, []string{"SEARCH registrations USING INDEX registrations_failing (server=? AND error_kind=? AND username>?)"}},
-		"settled, due too late":      {sqlLateSettled, 5, []string{"SEARCH registrations USING INDEX registrations_due (server=? AND <expr>=? AND (next_at,username)>(?,?))"}},
-		"refused, due too late":      {sqlLateRefused, 5, []string{"SEARCH registrations USING INDEX registrations_due (server=? AND <expr>=? AND (next_at,username)>(?,?))"}},
-		"spread":                     {sqlSpread, 5, []string{primary}},
-		"hasten":                     {sqlHasten, 3, []string{primary}},
-		"read to claim":              {rowsSelect.text(3), 6, []string{primary}},
-		"claim":                      {sqlClaim, 7, []string{primary}},
-		"claim several":              {rowsClaim.text(3), 8, []string{primary}},
-		"record":                     {sqlRecord, 15, []string{primary}},
-		"record, for a newer wish":   {sqlLearn, 7, []string{primary}},
-		"record, gone":               {sqlGone, 4, []string{primary}},
-		"release":                    {sqlRelease, 1, []string{"SEARCH registrations USING INDEX registrations_claimed (claimed_by=?)"}},
-		"reclaim":                    {sqlReclaim, 2, []string{"SEARCH registrations USING INDEX registrations_claimed (claimed_by=?)"}},
-		"prove an identity":          {sqlProveIdentity, 2, []string{"SEARCH registrations USING INDEX registrations_identity (identity=?)"}},
-		"prove a user":               {sqlProveUser, 2, []string{"SEARCH registrations USING PRIMARY KEY (username=?)"}},
+		"pending, due too late":    {sqlLateState, 5, []string{"SEARCH registrations USING INDEX registrations_state (server=? AND state=? AND username>?)"}},
+		"failing, due too late":    {sqlLateKind, 5, []string{"SEARCH registrations USING INDEX registrations_failing (server=? AND error_kind=? AND username>?)"}},
+		"settled, due too late":    {sqlLateSettled, 5, []string{"SEARCH registrations USING INDEX registrations_due (server=? AND <expr>=? AND (next_at,username)>(?,?))"}},
+		"refused, due too late":    {sqlLateRefused, 5, []string{"SEARCH registrations USING INDEX registrations_due (server=? AND <expr>=? AND (next_at,username)>(?,?))"}},
+		"spread":                   {sqlSpread, 5, []string{primary}},
+		"hasten":                   {sqlHasten, 3, []string{primary}},
+		"read to claim":            {rowsSelect.text(3), 6, []string{primary}},
+		"claim":                    {sqlClaim, 7, []string{primary}},
+		"claim several":            {rowsClaim.text(3), 8, []string{primary}},
+		"record":                   {sqlRecord, 15, []string{primary}},
+		"record, for a newer wish": {sqlLearn, 7, []string{primary}},
+		"record, gone":             {sqlGone, 4, []string{primary}},
+		"release":                  {sqlRelease, 1, []string{"SEARCH registrations USING INDEX registrations_claimed (claimed_by=?)"}},
+		"reclaim":                  {sqlReclaim, 2, []string{"SEARCH registrations USING INDEX registrations_claimed (claimed_by=?)"}},
+		"prove": {sqlProve, 2, []string{
+			"SEARCH registrations USING INDEX registrations_identity (identity=?)", "SEARCH registrations USING PRIMARY KEY (username=?)"}},
+		"who is known": {sqlNamed, 1, []string{
+			"SEARCH registrations USING INDEX registrations_identity (identity=?)", "SEARCH registrations USING PRIMARY KEY (username=?)"}},
+		"prove by login":             {sqlProveLogin, 2, []string{"SEARCH registrations USING PRIMARY KEY (username=?)"}},
+		"whose login":                {sqlLogin, 1, []string{"SEARCH registrations USING PRIMARY KEY (username=?)"}},
+		"who is proven":              {sqlProven, 1, []string{"SCAN registrations USING INDEX registrations_state"}},
 		"standings, page after page": {sqlStandings, 5, []string{"SEARCH registrations USING PRIMARY KEY ((username,server)>(?,?))"}},
 	} {
 		var got []string
@@ -55,7 +60,8 @@ func TestWhatIsAskedAllTheTimeWalksOverNoRowsInVain(t *testing.T) {
 			if strings.Contains(step, " registrations ") {
 				got = append(got, step)
 			}
-			if strings.Contains(step, "TEMP B-TREE") {
+			if strings.Contains(step, "TEMP B-TREE") && name != "who is proven" { // which sorts days, and the few
+
 				t.Errorf("%s: sorts: %s", name, step)
 			}
 		}

@@ -311,6 +311,7 @@ func TestVersionStaysWhileNothingChanges(t *testing.T) {
 	r, c := fresh(t)
 	other := reopen(t, r.path, c.now)
 	intend(t, r, present(alice, "v"))
+	proven(t, r, proof(noon, "alice"))
 	for name, call := range map[string]func(r *Registry) error{
 		"nothing":  func(*Registry) error { return nil },
 		"get":      func(r *Registry) error { _, _, err := r.Get(t.Context(), alice); return err },
@@ -330,7 +331,8 @@ func TestVersionStaysWhileNothingChanges(t *testing.T) {
 		},
 		"release of no claim":          func(r *Registry) error { return r.Release(t.Context(), "agent") },
 		"reclaim of no claim":          func(r *Registry) error { return errOf(r.Reclaim(t.Context(), noon, "agent")) },
-		"proof for nobody":             func(r *Registry) error { return errOf(r.Prove(t.Context(), "nobody", noon)) },
+		"proof for nobody":             func(r *Registry) error { return errOf(r.Prove(t.Context(), proof(noon, "nobody"))) },
+		"proof that is no news":        func(r *Registry) error { return errOf(r.Prove(t.Context(), proof(noon, "alice"))) },
 		"closing of what is not open":  func(r *Registry) error { return r.CloseCircuit(t.Context(), "main") },
 		"work of what was not aside":   func(r *Registry) error { return r.EndpointWorks(t.Context(), "main", urlA) },
 		"opening and closing the file": func(r *Registry) error { return reopenAndClose(t, r.path) },

@@ -11,10 +11,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// dump is the schema of a file as SQL.
+// dump is the schema of a file as SQL that makes it: tables come first.
 func dump(t *testing.T, path string) string {
 	t.Helper()
-	rows, err := plain(t, path).QueryContext(t.Context(), "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type DESC, name")
+	rows, err := plain(t, path).QueryContext(t.Context(), "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY type = 'table' DESC, type DESC, name")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,6 +154,8 @@ func TestRegistryOfSchema1GoesOnWithAllItsRows(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Error(diff, err)
 	}
+	wantProven(t, r, time.UnixMilli(0), ProvenCount{"main", 1, 1})
+	wantProven(t, r, noon, ProvenCount{"main", 1, 0})
 	wantUsers(t, takeDue(t, r, "main", 9), "alice")
 	wantCircuits(t, r)
 	openCircuit(t, r, Circuit{Server: "main", Since: noon, ProbeAt: noon, Failures: 1})

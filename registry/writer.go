@@ -23,7 +23,7 @@ const (
 
 // writerStatements are prepared once, for the life of the writer's connection.
 var writerStatements = []string{sqlRevision, sqlSelect, sqlClaim, sqlRecord, sqlGone, sqlStillWanted, sqlLearn,
-	sqlProveIdentity, sqlProveUser, sqlDue, sqlHasten, sqlSpread, sqlRelease, sqlReclaim,
+	sqlProve, sqlNamed, sqlProveLogin, sqlLogin, sqlDue, sqlHasten, sqlSpread, sqlRelease, sqlReclaim,
 	sqlOpenCircuit, sqlCloseCircuit, sqlSweepEndpoints, sqlSetAside, sqlEndpointWorks}
 
 // writer carries out all changes on one connection, in one goroutine. Calls

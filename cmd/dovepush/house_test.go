@@ -11,6 +11,7 @@ import (
 func TestEveryPackageKeepsToItsRoom(t *testing.T) {
 	ours := map[string][]string{
 		"dovepush/agent":                        {"dovepush/imapmeta", "dovepush/registry"},
+		"dovepush/identity":                     nil,
 		"dovepush/api":                          {"dovepush/agent", "dovepush/imapmeta", "dovepush/registry"},
 		"dovepush/bench":                        {"dovepush/internal/dovecot"},
 		"dovepush/bench/raw":                    nil,
