@@ -12,6 +12,7 @@ func TestEveryPackageKeepsToItsRoom(t *testing.T) {
 	ours := map[string][]string{
 		"dovepush/agent":                        {"dovepush/imapmeta", "dovepush/registry"},
 		"dovepush/identity":                     nil,
+		"dovepush/notify":                       {"dovepush/registry"},
 		"dovepush/api":                          {"dovepush/agent", "dovepush/imapmeta", "dovepush/registry"},
 		"dovepush/bench":                        {"dovepush/internal/dovecot"},
 		"dovepush/bench/raw":                    nil,
