@@ -137,8 +137,15 @@ func TestThePageSaysWhichLabelsThereAre(t *testing.T) {
 	for _, op := range written["op"] {
 		m.RegistryFailed(op)
 	}
+	for _, name := range append(written["proof"], "x") {
+		m.Proved(name, 1)
+	}
+	for _, name := range append(written["delivery"], "x") {
+		m.Delivered("app", name, 0)
+	}
+	m.Notified("x", 0)
 	_, shown := shownBy(fetch(t, serve(t, m)))
-	for _, label := range []string{"state", "outcome", "kind", "op", "reason"} {
+	for _, label := range []string{"state", "outcome", "kind", "op", "reason", "result", "proof", "delivery"} {
 		want := slices.Clone(written[label])
 		if label != "state" {
 			want = slices.Sorted(slices.Values(append(want, other)))

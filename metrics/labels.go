@@ -19,7 +19,7 @@ const (
 // ops are the operations on the registry that are told apart when they fail:
 // the agent's, the notes of endpoints, and a scrape's.
 func ops() []string {
-	return []string{"submit", "take", "record", "watch", "circuit", "endpoint", opBacklog, opChanged, opCount, other}
+	return []string{"submit", "take", "record", "watch", "circuit", "endpoint", opBacklog, opChanged, opCount, opProven, opSpool, other}
 }
 
 // What a scrape does with the registry.
@@ -27,6 +27,8 @@ const (
 	opBacklog = "backlog"
 	opChanged = "changed"
 	opCount   = "count"
+	opProven  = "proven"
+	opSpool   = "spool"
 )
 
 // states are those that a server's registrations are shown in, zeros included.
@@ -75,6 +77,12 @@ func reasonLabel(reason string) string {
 	}
 	return other
 }
+
+// proofs are what comes of users for whom notifications came.
+func proofs() []string { return []string{"proven", "unknown", "failed", "dropped", other} }
+
+// deliveries are what comes of an attempt to deliver to a webhook.
+func deliveries() []string { return []string{"delivered", "refused", "failed", "dead", other} }
 
 // codeLabel is an HTTP status code.
 func codeLabel(status int) string {

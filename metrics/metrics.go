@@ -20,8 +20,8 @@ import (
 // Backlog is what a server's registrations wait for.
 type Backlog = registry.Backlog
 
-// Options says where the figures come from. All but Endpoints, Operations and
-// Log must be given. The functions are called by scrapes, not by New. Those
+// Options says where the figures come from. All but Endpoints, Receiving,
+// Operations and Log must be given. The functions are called by scrapes, not by New. Those
 // that take a context shall heed it; they are called by one scrape at a time.
 type Options struct {
 	// Counts counts the registrations. It is called rarely: see recount.
@@ -36,6 +36,8 @@ type Options struct {
 	// Endpoints tells how things stand with the configured servers' endpoints;
 	// nil: there are none. Of two with the same server and URL the first counts.
 	Endpoints func() []Endpoint
+	// Receiving is about notifications. nil: none are taken.
+	Receiving *Receiving
 	Now       func() time.Time
 	Version   string // of dovepush
 	// Operations are those of the HTTP API that Requested tells apart.
@@ -65,6 +67,7 @@ type Metrics struct {
 	failures     *prometheus.CounterVec
 	requests     *prometheus.CounterVec
 	requestTimes *prometheus.HistogramVec
+	receiving    *receiving // nil: none
 
 	// reading has room for the one scrape that reads the registry, so that
 	// scrapes never take more than one of its connections. Who is in owns
@@ -113,6 +116,9 @@ func New(o Options) *Metrics {
 		}, []string{"operation"}),
 		reading: make(chan struct{}, 1),
 		failing: make(map[string]bool),
+	}
+	if o.Receiving != nil {
+		m.receiving = newReceiving(*o.Receiving)
 	}
 	for _, op := range ops() {
 		m.failures.WithLabelValues(op)

@@ -21,7 +21,7 @@ import (
 
 // busy has something in every metric.
 func busy() *Metrics {
-	m := New(still(func(o *Options) {
+	m := New(still(receives, func(o *Options) {
 		o.Counts = func(context.Context) ([]registry.Count, error) {
 			return []registry.Count{{Server: "main", State: registry.Registered, N: 7}}, nil
 		}
@@ -36,6 +36,8 @@ func busy() *Metrics {
 	m.Updated("main", agent.Deferred, imapmeta.Retry, 30*time.Second)
 	m.RegistryFailed("record")
 	m.Requested("register", 202, 5*time.Millisecond)
+	m.Notified("accepted", 2*time.Millisecond)
+	m.Delivered("app", "delivered", 20*time.Millisecond)
 	return m
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"dovepush/registry"
 )
 
@@ -13,6 +15,8 @@ const (
 	backlogTime = 2 * time.Second
 	changedTime = 1 * time.Second
 	countTime   = 5 * time.Second
+	provenTime  = 1 * time.Second
+	spoolTime   = 1 * time.Second
 )
 
 // Counting a million registrations costs 0.2 s of CPU, and a Prometheus asks
@@ -35,7 +39,9 @@ type count struct {
 // read asks the registry. The backlog is nil if it could not be read. If
 // another scrape keeps the registry busy for all of ctx, ok is false; that
 // scrape counts why.
-func (m *Metrics) read(ctx context.Context) (backlog []Backlog, known count, ok bool) {
+//
+// What it finds out of notifications it shows at once.
+func (m *Metrics) read(ctx context.Context, ch chan<- prometheus.Metric) (backlog []Backlog, known count, ok bool) {
 	select {
 	case m.reading <- struct{}{}:
 		defer func() { <-m.reading }()
@@ -50,6 +56,7 @@ func (m *Metrics) read(ctx context.Context) (backlog []Backlog, known count, ok 
 		return err
 	})
 	m.recount(ctx)
+	m.showReceiving(ctx, ch)
 	return backlog, m.count, true
 }
 

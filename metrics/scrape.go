@@ -52,7 +52,11 @@ type collector struct{ *Metrics }
 
 // vectors are the metrics that are counted.
 func (m *Metrics) vectors() []prometheus.Collector {
-	return []prometheus.Collector{m.updates, m.updateTimes, m.failures, m.requests, m.requestTimes}
+	list := []prometheus.Collector{m.updates, m.updateTimes, m.failures, m.requests, m.requestTimes}
+	if m.receiving != nil {
+		list = append(list, m.receiving.vectors()...)
+	}
+	return list
 }
 
 // Describe implements prometheus.Collector.
@@ -61,6 +65,11 @@ func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{s.registrations, s.countedAt, s.due, s.retrying, s.overdue, s.circuit, s.connections, s.connLimit,
 		s.endpointUp, s.endpointOut, s.endpointConns, s.endpointMax} {
 		ch <- desc
+	}
+	if c.receiving != nil {
+		for _, desc := range c.receiving.descs() {
+			ch <- desc
+		}
 	}
 	for _, v := range c.vectors() {
 		v.Describe(ch)
@@ -81,7 +90,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- gauge(c.shown.connLimit, float64(l.MaxConnections), l.Server)
 	}
 	c.showEndpoints(ch)
-	backlog, known, ok := c.read(ctx)
+	c.showWatchers(ch)
+	backlog, known, ok := c.read(ctx, ch)
 	if backlog != nil {
 		c.showBacklog(ch, loads, backlog)
 	}
