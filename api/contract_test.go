@@ -145,7 +145,7 @@ func (c *contract) check(method, target, sent string, got reply) (wrong []error)
 		complain("content of type %q", kind)
 	case content != nil && !head:
 		text := got.body
-		if kind == "text/plain" {
+		if kind == "text/plain" || kind == "text/event-stream" {
 			quoted, _ := json.Marshal(text)
 			text = string(quoted)
 		}

@@ -53,6 +53,12 @@ type Options struct {
 	// is, on a UNIX socket the file's mode decides who may. It is asked for
 	// each request. Optional: without it no token is required.
 	Token func() (token string, required bool)
+	// Notifications tells of what Dovecot notifies of. Optional: without it
+	// there is nothing to watch.
+	Notifications Notifications
+	// Plain returns an identity of the registry without its signature, as
+	// notifications name it. Optional: without it identities are not signed.
+	Plain func(identity string) string
 	// Healthy fails if the process does not turn its wheels any more, Ready if
 	// it cannot take registrations now; Ready's context ends after 5 seconds.
 	// Anybody may ask, without a token, and gets the errors' text, so there
@@ -100,6 +106,9 @@ func New(o Options) *Handler {
 	}
 	if o.Stopping == nil {
 		o.Stopping = context.Background()
+	}
+	if o.Plain == nil {
+		o.Plain = func(identity string) string { return identity }
 	}
 	if o.Observe == nil {
 		o.Observe = func(string, int, time.Duration) {}

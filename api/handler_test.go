@@ -229,6 +229,7 @@ func TestObserve(t *testing.T) {
 		{"GET", "/healthz", "other 200"},
 		{"GET", "/readyz", "other 200"},
 		{"GET", "/metrics", "other 404"},
+		{"GET", "/v1/notifications", "notifications 404"},
 		{"GET", "/alice", "other 404"},
 		{"PATCH", alice, "other 405"},
 	} {

@@ -28,10 +28,43 @@ type query map[string]string
 // parameters reads the query and refuses what is not known: a misspelt "force"
 // must not pass for none.
 func parameters(r *http.Request, known ...string) (query, error) {
+	values, err := parseQuery(r)
+	if err != nil {
+		return nil, err
+	}
+	return values.once(known...)
+}
+
+// repeated is parameters where one may stand several times. The first returned
+// are its values.
+func repeated(r *http.Request, name string, once ...string) ([]string, query, error) {
+	values, err := parseQuery(r)
+	if err != nil {
+		return nil, nil, err
+	}
+	list := values[name]
+	for _, value := range list {
+		if !utf8.ValidString(value) || strings.ContainsRune(value, 0) {
+			return nil, nil, invalid(fmt.Sprintf("Send the parameter %q in UTF-8, without NUL.", name))
+		}
+	}
+	delete(values, name)
+	q, err := values.once(append(once, name)...)
+	return list, q, err
+}
+
+// sentQuery is a query as it was sent.
+type sentQuery url.Values
+
+func parseQuery(r *http.Request) (sentQuery, error) {
 	values, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		return nil, invalid("Write the query as name=value, percent-encoded and joined by &.")
 	}
+	return sentQuery(values), nil
+}
+
+func (values sentQuery) once(known ...string) (query, error) {
 	q := query{}
 	for name, list := range values {
 		switch {

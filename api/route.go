@@ -38,6 +38,7 @@ func routes() map[string]map[string]operation {
 		},
 		registrations + "/{user}/verify": {http.MethodPost: {name: "verify", submits: true, serve: (*Handler).verify}},
 		registrations:                    {http.MethodGet: {name: "list", serve: (*Handler).list}},
+		"/v1/notifications":              {http.MethodGet: {name: "notifications", serve: (*Handler).notifications}},
 		"/v1/openapi.json":               {http.MethodGet: {name: "openapi", serve: (*Handler).description}},
 		"/healthz":                       {http.MethodGet: {name: other, open: true, serve: (*Handler).health}},
 		"/readyz":                        {http.MethodGet: {name: other, open: true, serve: (*Handler).readiness}},

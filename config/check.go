@@ -86,6 +86,9 @@ func (c *Config) Warnings() []string {
 	}
 	list = append(list, c.API.warnings()...)
 	list = append(list, c.Notify.warnings()...)
+	if len(c.Webhooks) > 0 && c.Notify.Listen == "" {
+		warn(c.Webhooks[0].where(), "", "gets nothing: notify.listen is empty, so that Dovecot can notify nobody; set it")
+	}
 	inline := ""
 	for _, s := range c.secrets() {
 		if s.file != "" {

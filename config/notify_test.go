@@ -66,7 +66,11 @@ func TestNotifyWarnings(t *testing.T) {
 	if err := os.Chmod(filepath.Join(dir, "n.key"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	c := load(t, dir, minimal+"[notify]\nlisten = \"127.0.0.1:1\"\n"+tlsKeys)
+	c := load(t, dir, minimal+"[[webhook]]\nname = \"w\"\nurl = \"https://w.example\"\nsecret_file = \"p\"\n")
+	if diff := cmp.Diff([]string{"webhook[0]: gets nothing: notify.listen is empty, so that Dovecot can notify nobody; set it"}, c.Warnings()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	c = load(t, dir, minimal+"[notify]\nlisten = \"127.0.0.1:1\"\n"+tlsKeys)
 	if got := strings.Join(c.Warnings(), "\n"); !strings.HasPrefix(got, "notify.tls_key_file: "+filepath.Join(dir, "n.key")+" (mode 644) is open to others") {
 		t.Error(got)
 	}

@@ -39,6 +39,19 @@ const (
 // connect opens the connection, protects it, and returns a session that is
 // ready to log in. No byte of a secret is sent before the server is trusted.
 func (c *Client) connect(ctx context.Context) (*session, error) {
+	s, err := c.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.protect(ctx, s); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// open opens the connection.
+func (c *Client) open(ctx context.Context) (*session, error) {
 	raw, err := c.dial(ctx, "tcp", c.options.Address)
 	if err != nil {
 		return nil, connectError(ctx, err)
@@ -46,12 +59,7 @@ func (c *Client) connect(ctx context.Context) (*session, error) {
 	// go-imap's own deadlines end when a reply begins, and overwrite the
 	// caller's: the session ignores them, and the context alone ends a wait.
 	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(past) })
-	s := newSession(ctx, raw, stop)
-	if err := c.protect(ctx, s); err != nil {
-		s.close()
-		return nil, err
-	}
-	return s, nil
+	return newSession(ctx, raw, stop), nil
 }
 
 func (c *Client) protect(ctx context.Context, s *session) error {

@@ -65,8 +65,9 @@ const (
 	hintMetadata   = "switch METADATA on in Dovecot: protocol imap { imap_metadata = yes }"
 	hintDict       = "give Dovecot a place for attributes: mail_attribute_dict = file:%h/dovecot-attributes (2.3), " +
 		"or mail_attribute { dict file { path = %{home}/dovecot-attributes } } (2.4)"
-	hintInternal = "Dovecot's log tells why; often the attribute dict or the user's home cannot be written"
-	hintTemp     = "Dovecot answers the same for trouble and, without result_success = continue in the master passdb, for users it does not know; its log tells"
+	hintInternal  = "Dovecot's log tells why; often the attribute dict or the user's home cannot be written"
+	hintElsewhere = "Dovecot answers OK and forgets: its attribute dict is not where it keeps things; look at mail_attribute_dict (2.3) or mail_attribute (2.4)"
+	hintTemp      = "Dovecot answers the same for trouble and, without result_success = continue in the master passdb, for users it does not know; its log tells"
 )
 
 // loginError says what a refused login means (measured on Dovecot 2.3.19 and

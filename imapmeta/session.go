@@ -48,6 +48,7 @@ type session struct {
 
 	op       string // what a failure of the connection is blamed on, until go-imap takes over
 	greeted  bool
+	greets   string // the greeting's text
 	loggedIn bool
 	login    login
 	pending  []byte // what waits to travel with what go-imap writes next: the AUTHENTICATE line, or what was held
@@ -141,7 +142,7 @@ func (s *session) greeting() error {
 	r := parseReply(rest)
 	switch {
 	case mark == "*" && r.status == "OK":
-		s.greeted = true
+		s.greeted, s.greets = true, clip(r.text)
 		return nil
 	case mark == "*" && r.status == "BYE":
 		return r.err(Retry, s.op, nil, "")

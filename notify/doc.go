@@ -17,7 +17,7 @@
 //		prover.Add(n)
 //		hub.Publish(notify.Event{Notification: &n})
 //	}})
-//	notify.Server(handler, log).Serve(listener)
+//	notify.Server(handler, log).Serve(notify.Bound(listener, 2048))
 //
 // On stop: Shutdown of the server, then the end of Run's context, then Close
 // of the hub.

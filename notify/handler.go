@@ -115,6 +115,7 @@ func (h *Handler) take(w http.ResponseWriter, r *http.Request) (n Notification, 
 	if refused := h.check(w, r); refused != nil {
 		return n, false, refused
 	}
+	defer occupy(r.Context())()
 	body, refused := h.readBody(w, r)
 	if refused != nil {
 		return n, false, refused

@@ -18,9 +18,9 @@ const (
 )
 
 // Server returns an http.Server for the handler that slow clients cannot keep
-// busy. How many connections there may be is for the listener to bound; each
-// takes some 20 KiB, however little it sends. What goes wrong between it and a
-// client is logged at debug: strangers decide how often.
+// busy. How many connections there may be is for the listener to bound, see
+// [Bound]; each takes some 20 KiB, however little it sends. What goes wrong
+// between it and a client is logged at debug: strangers decide how often.
 func Server(handler http.Handler, log *slog.Logger) *http.Server {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -32,6 +32,7 @@ func Server(handler http.Handler, log *slog.Logger) *http.Server {
 		WriteTimeout:      writeTime,
 		IdleTimeout:       idleTime,
 		MaxHeaderBytes:    maxHeader,
+		ConnContext:       remember,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		// OPTIONS * has its answer from the handler, like everything else.
 		DisableGeneralOptionsHandler: true,

@@ -226,7 +226,7 @@ func (a *app) sweep(ctx context.Context, f reconcileFlags, out *sweepReport) (er
 		return err
 	}
 	defer r.Close()
-	worker, err := a.newCrew(c, r, nil, nil)
+	worker, err := a.newCrew(ctx, c, r, nil, nil)
 	if err != nil {
 		return err
 	}

@@ -147,7 +147,7 @@ func (a *app) requests(ctx context.Context, action agent.Action, args []string, 
 		return err
 	}
 	defer r.Close()
-	worker, err := a.newCrew(c, r, password, nil)
+	worker, err := a.newCrew(ctx, c, r, password, nil)
 	if err != nil {
 		return err
 	}

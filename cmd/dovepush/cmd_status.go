@@ -22,6 +22,9 @@ everybody and which DoveAdm endpoints are set aside, why, and when they are trie
 again. With users, shows a row for each.
 Reads the registry only: dovepush verify looks at the mailbox.
 
+WRITTEN, VERIFIED and PROVEN are when the entry was last written, when it was
+last read, and when Dovecot last notified of mail for the user.
+
 In the column NEXT, "due" waits for dovepush serve or verify, "now" is being
 worked on, "held" waits for a server that fails for everybody.`,
 		RunE: func(cmd *cobra.Command, args []string) error {

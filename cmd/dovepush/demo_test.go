@@ -51,9 +51,11 @@ func TestTheDemoTellsItsStoryAndTidiesUp(t *testing.T) {
 			for _, scene := range []string{
 				"Dovecot " + string(version), "Dovecot notified nobody.",
 				"alice: registered", "the entry holds: user=alice",
-				`Dovecot notified us: PUT /preliminary/http-notify/v1/notify`, `"user":"alice","event":"messageNew","folder":"INBOX"`,
+				"dovepush watch shows", "alice", `INBOX #2  from bob@example.org  "Lunch at noon?"  2 unseen`,
+				"$ dovepush status alice", "s ago",
+				"$ dovepush doctor --user alice --deliver", "ok    main: notification", "all is well\n",
 				"alice: unregistered", "the entry is absent.", "Dovecot notified nobody.",
-				"Dovecot is stopped and its directory removed.",
+				"All is stopped, and its directory removed.",
 			} {
 				_, rest, found := strings.Cut(told, scene)
 				if !found {

@@ -14,6 +14,7 @@ import (
 	"dovepush/doveadm"
 	"dovepush/imapmeta"
 	"dovepush/registry"
+	"dovepush/registry/spool"
 	"dovepush/userlist"
 )
 
@@ -108,13 +109,16 @@ func exitCode(err error) int {
 		return exitData
 	case is(agent.ErrStopped, agent.ErrStrained, agent.ErrLate, agent.ErrDoubt, agent.ErrOvertaken, errReplaced):
 		return exitTemporary
-	case errors.As(err, &setting), errors.As(err, &secret), is(errConfig, fs.ErrNotExist, syscall.ENOTDIR, registry.ErrNewer, registry.ErrForeign, registry.ErrCorrupt):
+	case is(errNoService):
+		return exitUnavailable
+	case errors.As(err, &setting), errors.As(err, &secret), is(errConfig, fs.ErrNotExist, syscall.ENOTDIR, registry.ErrNewer, registry.ErrForeign, registry.ErrCorrupt,
+		spool.ErrNewer, spool.ErrForeign, spool.ErrCorrupt):
 		return exitConfig
-	case is(registry.ErrPermission):
+	case is(registry.ErrPermission, spool.ErrPermission, errNotAllowed):
 		return exitPermission
 	case is(errNoDovecot, errUnavailable):
 		return exitUnavailable
-	case is(registry.ErrFull, registry.ErrBusy):
+	case is(registry.ErrFull, registry.ErrBusy, spool.ErrNoSpace, spool.ErrBusy):
 		return exitTemporary
 	case is(agent.ErrUser, agent.ErrIdentity, agent.ErrNoServer):
 		return exitData
@@ -162,6 +166,10 @@ func hintFor(err error) string {
 		return "is Dovecot up, at server.address? once it is, dovepush verify USER does what is recorded"
 	case errors.As(err, &exchange):
 		return exchange.Hint
+	case errors.Is(err, errNotAllowed):
+		return "run as root, or as a user who may write to the API's socket (api.mode); over TCP the token is api.token"
+	case errors.Is(err, errNoService):
+		return "start it: systemctl start dovepush, or dovepush serve; is api.listen the same for both?"
 	case errors.Is(err, errNoConfig):
 		return "copy config.toml.example there, or name your file with -c FILE or $DOVEPUSH_CONFIG"
 	case errors.Is(err, agent.ErrNoServer):

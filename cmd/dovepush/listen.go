@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/net/netutil"
 
 	"dovepush/config"
+	"dovepush/notify"
 )
 
 // maxClients bounds the connections to a listener; others wait until one ends.
@@ -26,11 +28,12 @@ const maxClients = 2048
 // doors are the listeners of the service; nil: none.
 type doors struct {
 	api, metrics net.Listener
+	notify       []net.Listener
 	sockets      []*socket // that we made
 }
 
 // open opens what the settings say, or takes what systemd has opened: sockets
-// with FileDescriptorName=api and metrics (systemd.socket(5)).
+// with FileDescriptorName=api, metrics and notify (systemd.socket(5)).
 func (s *service) open(c *config.Config) (d *doors, err error) {
 	d = new(doors)
 	defer func() {
@@ -43,14 +46,17 @@ func (s *service) open(c *config.Config) (d *doors, err error) {
 		return d, fmt.Errorf("sockets from systemd: %w", err)
 	}
 	for name, listeners := range given {
-		if name != "api" && name != "metrics" || len(listeners) != 1 || listeners[0] == nil {
-			return d, fmt.Errorf("%w: systemd gave %d sockets named %q: give one stream socket each with FileDescriptorName=api and metrics", errConfig, len(listeners), name)
+		if !slices.Contains([]string{"api", "metrics", "notify"}, name) || len(listeners) != 1 && name != "notify" || slices.Contains(listeners, nil) {
+			return d, fmt.Errorf("%w: systemd gave %d sockets named %q: give one stream socket each with FileDescriptorName=api and metrics, and any number with notify", errConfig, len(listeners), name)
 		}
+	}
+	inherit := func(name string, l net.Listener) net.Listener {
+		s.log.Info("listening", "for", name, "on", l.Addr().String(), "from", "systemd")
+		return limited(name, l)
 	}
 	take := func(name, key, listen string) (net.Listener, error) {
 		if l := given[name]; l != nil {
-			s.log.Info("listening", "for", name, "on", l[0].Addr().String(), "from", "systemd")
-			return netutil.LimitListener(l[0], maxClients), nil
+			return inherit(name, l[0]), nil
 		}
 		if listen == "" {
 			return nil, nil
@@ -64,7 +70,7 @@ func (s *service) open(c *config.Config) (d *doors, err error) {
 			on = l.Addr().String() // the port may have been 0
 		}
 		s.log.Info("listening", "for", name, "on", on)
-		return netutil.LimitListener(l, maxClients), nil
+		return limited(name, l), nil
 	}
 	if d.api, err = take("api", "api.listen", c.API.Listen); err != nil {
 		return d, err
@@ -72,12 +78,57 @@ func (s *service) open(c *config.Config) (d *doors, err error) {
 	if d.api != nil && !isUnix(d.api) && !c.API.Token.IsSet() {
 		return d, fmt.Errorf("%w: api.token_file: is needed for %s: whoever reaches a TCP port would be served", errConfig, d.api.Addr())
 	}
-	d.metrics, err = take("metrics", "metrics.listen", c.Metrics.Listen)
-	return d, err
+	if d.metrics, err = take("metrics", "metrics.listen", c.Metrics.Listen); err != nil {
+		return d, err
+	}
+	return d, d.openNotify(c, given["notify"], inherit, take)
+}
+
+// openNotify opens the listeners for Dovecot's notifications.
+func (d *doors) openNotify(c *config.Config, given []net.Listener, inherit func(string, net.Listener) net.Listener,
+	take func(name, key, listen string) (net.Listener, error)) error {
+	if len(given) > 0 && c.Notify.Listen == "" {
+		return fmt.Errorf("%w: systemd gave a socket named notify, but notify.listen is empty: set it, so that notifications are taken", errConfig)
+	}
+	for _, l := range given {
+		if !isUnix(l) && !isLoopback(l) && !c.Notify.Password.IsSet() {
+			return fmt.Errorf("%w: notify.password_file: is needed for %s: whoever reaches it could make up notifications", errConfig, l.Addr())
+		}
+		d.notify = append(d.notify, inherit("notify", l))
+	}
+	if len(given) > 0 {
+		return nil
+	}
+	for i, listen := range c.Notify.Listeners() {
+		key := "notify.listen"
+		if i > 0 {
+			key = fmt.Sprintf("notify.also_listen[%d]", i-1)
+		}
+		l, err := take("notify", key, listen)
+		if err != nil {
+			return err
+		}
+		d.notify = append(d.notify, l)
+	}
+	return nil
+}
+
+// limited bounds the connections to a listener. Dovecot's must not have to wait
+// behind those of others.
+func limited(name string, l net.Listener) net.Listener {
+	if name == "notify" {
+		return notify.Bound(l, maxClients)
+	}
+	return netutil.LimitListener(l, maxClients)
+}
+
+func isLoopback(l net.Listener) bool {
+	address, ok := l.Addr().(*net.TCPAddr)
+	return ok && address.IP.IsLoopback()
 }
 
 func (d *doors) close() {
-	for _, l := range []net.Listener{d.api, d.metrics} {
+	for _, l := range append([]net.Listener{d.api, d.metrics}, d.notify...) {
 		if l != nil {
 			l.Close()
 		}
@@ -168,14 +219,14 @@ func isUnix(l net.Listener) bool { return l.Addr().Network() == "unix" }
 
 // guard adds TLS to a TCP listener if the settings have a certificate. Each
 // connection gets that of the newest settings.
-func (s *service) guard(l net.Listener) net.Listener {
-	if isUnix(l) || s.now.Load().tls == nil {
+func (s *service) guard(l net.Listener, settings func(*generation) *tls.Config) net.Listener {
+	if isUnix(l) || settings(s.now.Load()) == nil {
 		return l
 	}
 	return tls.NewListener(l, &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			if c := s.now.Load().tls; c != nil {
+			if c := settings(s.now.Load()); c != nil {
 				return c, nil
 			}
 			return nil, errors.New("the settings have no certificate any more")

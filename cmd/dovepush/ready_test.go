@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"dovepush/agent"
+	"dovepush/config"
 	"dovepush/registry"
 )
 
@@ -60,7 +61,7 @@ func TestReadyWhileTheRegistryCanBeWritten(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := &service{log: slog.New(slog.DiscardHandler), registry: r}
-		s.metrics = s.newMetrics()
+		s.metrics = s.newMetrics(&config.Config{})
 		s.now.Store(&generation{crew: &crew{Agent: a}})
 		pages := s.metricsPages()
 		ready := func(status int, says string) {

@@ -82,8 +82,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	flags.StringVar(&a.logLevel, "log-level", "warn", "least level of log messages: debug, info, warn or error")
 	flags.StringVar(&a.logFormat, "log-format", "text", "format of log messages: text or json")
 	root.AddGroup(&cobra.Group{ID: "users", Title: "Users:"}, &cobra.Group{ID: "setup", Title: "Setting up:"})
-	root.AddCommand(a.registerCommand(), a.unregisterCommand(), a.verifyCommand(), a.statusCommand(), a.listCommand(), a.reconcileCommand(), a.serveCommand(),
-		a.configCommand(), a.demoCommand(), a.versionCommand())
+	root.AddCommand(a.registerCommand(), a.unregisterCommand(), a.verifyCommand(), a.statusCommand(), a.listCommand(), a.reconcileCommand(), a.serveCommand(), a.watchCommand(), a.webhooksCommand(),
+		a.configCommand(), a.doctorCommand(), a.dovecotConfigCommand(), a.demoCommand(), a.versionCommand())
 	root.SetHelpCommand(helpCommand(root))
 	root.SetCompletionCommandGroupID("setup")
 	root.InitDefaultCompletionCmd(args...)

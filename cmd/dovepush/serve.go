@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -21,7 +22,10 @@ import (
 	"dovepush/api"
 	"dovepush/config"
 	"dovepush/metrics"
+	"dovepush/notify"
 	"dovepush/registry"
+	"dovepush/registry/spool"
+	"dovepush/webhook"
 )
 
 const (
@@ -43,6 +47,7 @@ type service struct {
 	log      *slog.Logger
 	registry *registry.Registry
 	metrics  *metrics.Metrics
+	receiver *receiver // nil: the settings have no notify.listen
 	now      atomic.Pointer[generation]
 	ready    atomic.Bool
 	deaf     atomic.Bool // systemd does not listen, which was said
@@ -53,10 +58,15 @@ type service struct {
 type generation struct {
 	config *config.Config
 	*crew
-	token string // of the API; empty: none
-	tls   *tls.Config
-	end   context.CancelCauseFunc
-	ended context.Context
+	token          string // of the API; empty: none
+	tls            *tls.Config
+	notifyPassword string
+	notifyTLS      *tls.Config
+	targets        []spool.Target     // the webhooks
+	strips         bool               // one of them is not to see what is in a mail
+	forwarder      *webhook.Forwarder // nil: there are no webhooks
+	end            context.CancelCauseFunc
+	ended          context.Context
 }
 
 // serve runs the service until ctx is over.
@@ -75,7 +85,11 @@ func (a *app) serve(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
 	s := &service{log: a.log, registry: r}
-	s.metrics = s.newMetrics()
+	s.metrics = s.newMetrics(c)
+	if c.Notify.Listen != "" {
+		s.receiver = s.newReceiver(c)
+		defer func() { err = errors.Join(err, s.receiver.close()) }()
+	}
 	first, err := a.newGeneration(ctx, s, c)
 	if err != nil {
 		return err
@@ -96,6 +110,9 @@ func (s *service) run(ctx context.Context, a *app, hup <-chan os.Signal, doors *
 	stopping, stop := context.WithCancel(context.Background())
 	defer stop()
 
+	proving, proved := context.WithCancel(context.Background()) // until nothing is received any more
+	defer proved()
+
 	var all sync.WaitGroup
 	all.Go(func() { fail(s.keep(ctx)) })
 	servers := s.servers(stopping, doors)
@@ -107,6 +124,10 @@ func (s *service) run(ctx context.Context, a *app, hup <-chan os.Signal, doors *
 		})
 	}
 	all.Go(func() { s.report(ctx) })
+	if s.receiver != nil {
+		all.Go(func() { _ = s.receiver.prover.Run(proving) }) // fails with what ends it
+		all.Go(func() { s.receiver.tidy(ctx, s.log) })
+	}
 
 	s.ready.Store(true)
 	s.tell("READY=1")
@@ -129,6 +150,7 @@ func (s *service) run(ctx context.Context, a *app, hup <-chan os.Signal, doors *
 			server.Close()
 		}
 	}
+	proved()
 	all.Wait()
 	switch err := context.Cause(ctx); {
 	case errors.Is(err, fs.ErrNotExist): // nothing is wrong with the settings: a restart uses the new file
@@ -153,7 +175,13 @@ func (s *service) keep(ctx context.Context) error {
 			running, end := context.WithCancelCause(ctx)
 			defer end(nil)
 			defer context.AfterFunc(g.ended, func() { end(errReloaded) })()
+			var forwarding sync.WaitGroup
+			if g.forwarder != nil {
+				forwarding.Go(func() { _ = g.forwarder.Run(running) }) // ends with running
+			}
 			err := g.Run(running)
+			end(nil)
+			forwarding.Wait()
 			g.close()
 			failed <- err
 		})
@@ -186,11 +214,16 @@ func (s *service) reload(ctx context.Context, a *app) {
 		return
 	}
 	for key, differs := range map[string]bool{
-		"registry.path":     next.config.Registry.Path != old.config.Registry.Path,
-		"api.listen":        next.config.API.Listen != old.config.API.Listen,
-		"api.mode":          next.config.API.SocketMode() != old.config.API.SocketMode(),
-		"metrics.listen":    next.config.Metrics.Listen != old.config.Metrics.Listen,
-		"api.tls_cert_file": (next.tls == nil) != (old.tls == nil),
+		"registry.path":        next.config.Registry.Path != old.config.Registry.Path,
+		"api.listen":           next.config.API.Listen != old.config.API.Listen,
+		"api.mode":             next.config.API.SocketMode() != old.config.API.SocketMode(),
+		"metrics.listen":       next.config.Metrics.Listen != old.config.Metrics.Listen,
+		"api.tls_cert_file":    (next.tls == nil) != (old.tls == nil),
+		"notify.listen":        !slices.Equal(next.config.Notify.Listeners(), old.config.Notify.Listeners()),
+		"notify.path":          next.config.Notify.Path != old.config.Notify.Path,
+		"notify.tls_cert_file": (next.notifyTLS == nil) != (old.notifyTLS == nil),
+		"spool": s.receiver != nil && s.receiver.spool != nil &&
+			(next.config.SpoolPath() != old.config.SpoolPath() || next.config.Spool.MaxEvents != old.config.Spool.MaxEvents),
 	} {
 		if differs {
 			s.log.Warn("a changed setting needs a restart", "key", key)
@@ -213,7 +246,7 @@ func (a *app) newGeneration(ctx context.Context, s *service, c *config.Config) (
 	}
 	g := &generation{config: c}
 	var err error
-	if g.crew, err = a.newCrew(c, s.registry, nil, s.metrics); err != nil {
+	if g.crew, err = a.newCrew(ctx, c, s.registry, nil, s.metrics); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -228,6 +261,9 @@ func (a *app) newGeneration(ctx context.Context, s *service, c *config.Config) (
 	}
 	if g.tls, err = c.API.TLSConfig(); err != nil {
 		return nil, fmt.Errorf("%w: %w", errConfig, err)
+	}
+	if err = g.receive(ctx, s.receiver); err != nil {
+		return nil, err
 	}
 	ended, end := context.WithCancelCause(context.Background())
 	g.ended, g.end = ended, end
@@ -261,7 +297,7 @@ func (s *service) Await(ctx context.Context, submitted registry.Registration) (r
 func (s *service) servers(stopping context.Context, doors *doors) []door {
 	var list []door
 	if doors.api != nil {
-		handler := api.New(api.Options{
+		o := api.Options{
 			Agent:    s,
 			Registry: s.registry,
 			Route:    func(user string) (string, bool) { return route(s.now.Load().config, user) },
@@ -272,8 +308,21 @@ func (s *service) servers(stopping context.Context, doors *doors) []door {
 			Stopping: stopping,
 			Observe:  s.metrics.Requested,
 			Log:      s.log,
-		})
-		list = append(list, door{api.Server(handler, s.log), s.guard(doors.api)})
+			Plain: func(identity string) string {
+				if signer := s.now.Load().signer; signer != nil {
+					return signer.Plain(identity)
+				}
+				return identity
+			},
+		}
+		if s.receiver != nil {
+			o.Notifications = s.receiver.hub
+		}
+		handler := api.New(o)
+		list = append(list, door{api.Server(handler, s.log), s.guard(doors.api, func(g *generation) *tls.Config { return g.tls })})
+	}
+	for _, l := range doors.notify {
+		list = append(list, door{notify.Server(s.receiver.handler, s.log), s.guard(l, func(g *generation) *tls.Config { return g.notifyTLS })})
 	}
 	if doors.metrics != nil {
 		list = append(list, door{api.Server(s.metricsPages(), s.log), doors.metrics})
@@ -326,8 +375,8 @@ func (w *crew) endpoints() (list []metrics.Endpoint) {
 	return list
 }
 
-func (s *service) newMetrics() *metrics.Metrics {
-	return metrics.New(metrics.Options{
+func (s *service) newMetrics(c *config.Config) *metrics.Metrics {
+	o := metrics.Options{
 		Counts:     s.registry.Counts,
 		Changed:    s.registry.Version,
 		Backlog:    s.registry.Backlogs,
@@ -337,5 +386,9 @@ func (s *service) newMetrics() *metrics.Metrics {
 		Version:    cmp.Or(version, built()),
 		Operations: api.Operations(),
 		Log:        s.log,
-	})
+	}
+	if c.Notify.Listen != "" {
+		o.Receiving = s.receiving()
+	}
+	return metrics.New(o)
 }

@@ -56,7 +56,7 @@ type entry struct {
 
 // A table that measures its columns would have to hold all rows: they are as
 // wide as most names need.
-const rowFormat = "%-32s %-12s %-10s %-20s %-14s %-14s %s\n"
+const rowFormat = "%-32s %-12s %-7s %-10s %-20s %-8s %-8s %-8s %-12s %s\n"
 
 func (t *table) print(row registry.Registration) error {
 	now := t.now()
@@ -69,7 +69,7 @@ func (t *table) print(row registry.Registration) error {
 	}
 	if t.header {
 		t.header = false
-		if _, err := fmt.Fprintf(t.w, rowFormat, "USER", "SERVER", "STATE", "IDENTITY", "VERIFIED", "NEXT", "ERROR"); err != nil {
+		if _, err := fmt.Fprintf(t.w, rowFormat, "USER", "SERVER", "WANTED", "STATE", "IDENTITY", "WRITTEN", "VERIFIED", "PROVEN", "NEXT", "ERROR"); err != nil {
 			return err
 		}
 	}
@@ -80,8 +80,8 @@ func (t *table) print(row registry.Registration) error {
 	case row.Error != nil:
 		message = row.Error.Kind + ": " + row.Error.Message
 	}
-	_, err := fmt.Fprintf(t.w, rowFormat, printable(row.User), printable(row.Server), row.State, printable(cmp.Or(row.Identity, "-")),
-		since(row.VerifiedAt, now), next(row, held, now), printable(message))
+	_, err := fmt.Fprintf(t.w, rowFormat, printable(row.User), printable(row.Server), row.Wanted, row.State, printable(cmp.Or(row.Identity, "-")),
+		since(row.WrittenAt, now), since(row.VerifiedAt, now), since(row.ProvenAt, now), next(row, held, now), printable(message))
 	return err
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"dovepush/agent"
 	"dovepush/config"
+	"dovepush/identity"
 	"dovepush/registry"
 )
 
@@ -51,6 +52,7 @@ func (a *app) openRegistry(ctx context.Context, c *config.Config) (*registry.Reg
 type crew struct {
 	*agent.Agent
 	clients []client
+	signer  *identity.Signer // nil: identities are not signed
 }
 
 // close ends what the clients do by themselves. The agent must be done.
@@ -62,13 +64,16 @@ func (w *crew) close() {
 
 // newCrew makes the agent and its connectors. With a password, users log in with
 // it instead of what the settings say. observe may be nil.
-func (a *app) newCrew(c *config.Config, r *registry.Registry, password *config.Secret, observe agent.Observer) (made *crew, err error) {
+func (a *app) newCrew(ctx context.Context, c *config.Config, r *registry.Registry, password *config.Secret, observe agent.Observer) (made *crew, err error) {
 	w := &crew{}
 	defer func() {
 		if err != nil {
 			w.close()
 		}
 	}()
+	if w.signer, err = newSigner(ctx, c); err != nil {
+		return nil, err
+	}
 	self := thisProcess()
 	o := agent.Options{
 		Registry:     r,
@@ -85,6 +90,9 @@ func (a *app) newCrew(c *config.Config, r *registry.Registry, password *config.S
 		Now:          time.Now,
 		Random:       rand.Float64,
 		Log:          a.log,
+	}
+	if w.signer != nil {
+		o.Sign, o.Plain = w.signer.Sign, w.signer.Plain
 	}
 	for i := range c.Servers {
 		server, err := a.connect(c, i, r, password, observe, w)

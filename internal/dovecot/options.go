@@ -15,6 +15,13 @@ type Options struct {
 	Version Version
 	Users   []User
 
+	// Bare leaves out all that a Dovecot needs for dovepush and others do not:
+	// METADATA and its dict, the ox driver, the master user, the DoveAdm API, and
+	// what is said of the penalty and of processes that are reused. Extra is to
+	// bring them; of the Server's methods those that ask doveadm do not work. The
+	// options about these settings are without effect.
+	Bare bool
+
 	// Extra is text appended to the settings, where it wins over what stands
 	// before it.
 	Extra map[Version]string

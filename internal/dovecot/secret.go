@@ -41,7 +41,7 @@ func newCertificates(client string) (certificates, error) {
 		SerialNumber:          big.NewInt(1),
 		Subject:               pkix.Name{CommonName: "dovepush throw-away CA"},
 		NotBefore:             begin,
-		NotAfter:              begin.Add(25 * time.Hour),
+		NotAfter:              begin.Add(30 * 24 * time.Hour),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		IsCA:                  true,
 		BasicConstraintsValid: true,
