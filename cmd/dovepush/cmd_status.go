@@ -16,10 +16,11 @@ func (a *app) statusCommand() *cobra.Command {
 		Use:     "status [USER...]",
 		GroupID: "users",
 		Short:   "Show what should be and what is, from the registry",
-		Long: `Without a user, counts the registrations by server and state, and tells what
-waits: how many are due and will be tried again, which servers fail for
-everybody and which DoveAdm endpoints are set aside, why, and when they are tried
-again. With users, shows a row for each.
+		Long: `Without a user, counts the registrations by server and state, tells for how
+many registered users a notification has come (proven), and what waits: how many
+are due and will be tried again, which servers fail for everybody and which
+DoveAdm endpoints are set aside, why, and when they are tried again. With users,
+shows a row for each.
 Reads the registry only: dovepush verify looks at the mailbox.
 
 WRITTEN, VERIFIED and PROVEN are when the entry was last written, when it was

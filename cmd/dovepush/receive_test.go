@@ -206,6 +206,9 @@ func TestANotificationIsSeenAndProvesARegistration(t *testing.T) {
 		if out := w.run(exitOK, "status", "bob", "alice"); strings.Count(out, "never") != 1 {
 			t.Errorf("bob is not proven, alice is:\n%s", out)
 		}
+		if out := w.run(exitOK, "status"); !strings.Contains(out, "1 of 2   1 within 7 days") {
+			t.Errorf("status says:\n%s", out)
+		}
 		r.shows(`dovepush_notifications_total{result="accepted"} 1`, `dovepush_proofs_total{proof="proven"} 1`,
 			`dovepush_registrations_proven{server="main"} 1`, `dovepush_registrations_proven_lately{server="main"} 1`)
 

@@ -109,7 +109,18 @@ type tally struct {
 	Circuits map[string]*circuit                 `json:"circuits"`
 	// Endpoints are those of DoveAdm that are set aside, by server.
 	Endpoints map[string][]endpoint `json:"endpoints,omitempty"`
+	// Proven are the registered users for whom a notification has come, by server.
+	Proven map[string]proven `json:"proven,omitempty"`
 }
+
+// proven is the JSON of how many registered users are proven.
+type proven struct {
+	Ever   int64 `json:"ever"`
+	Lately int64 `json:"lately"` // within the last seven days
+}
+
+// week is what counts as lately.
+const week = 7 * 24 * time.Hour
 
 // endpoint is the JSON of a DoveAdm endpoint that is set aside.
 type endpoint struct {
@@ -157,8 +168,18 @@ func (a *app) counts(ctx context.Context, r *registry.Registry, state registry.S
 	if err != nil {
 		return err
 	}
+	notified, err := r.Proven(ctx, time.Now().Add(-week))
+	if err != nil {
+		return err
+	}
 	sum := tally{States: map[registry.State]int64{}, Servers: map[string]map[registry.State]int64{}, Backlog: map[string]backlog{},
-		Circuits: open, Endpoints: out}
+		Circuits: open, Endpoints: out, Proven: map[string]proven{}}
+	for _, p := range notified {
+		if state != "" && state != registry.Registered {
+			break
+		}
+		sum.Proven[p.Server] = proven{p.Ever, p.Lately}
+	}
 	var shown []registry.Count
 	for _, c := range counts {
 		if state != "" && c.State != state {
@@ -192,6 +213,16 @@ func printCounts(w io.Writer, counts []registry.Count, sum tally, waiting []regi
 	fmt.Fprintf(t, "all\t\t%d\n", sum.Total)
 	if err := t.Flush(); err != nil {
 		return err
+	}
+	if len(sum.Proven) > 0 {
+		fmt.Fprintln(t, "\nSERVER\tPROVEN\tLATELY")
+		for _, server := range slices.Sorted(maps.Keys(sum.Proven)) {
+			p, registered := sum.Proven[server], sum.Servers[server][registry.Registered]
+			fmt.Fprintf(t, "%s\t%d of %d\t%d within 7 days\n", printable(server), p.Ever, registered, p.Lately)
+		}
+		if err := t.Flush(); err != nil {
+			return err
+		}
 	}
 	if sum.Due+sum.Retrying > 0 {
 		fmt.Fprintln(t, "\nSERVER\tDUE\tSINCE\tRETRYING")
