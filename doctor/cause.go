@@ -3,7 +3,6 @@ package doctor
 import (
 	"fmt"
 	"net/url"
-	"strings"
 )
 
 // cause is a fault by its name, and what mends it.
@@ -53,6 +52,14 @@ func either(version, v23, v24 string) string {
 		return v24
 	}
 	return "2.3: " + v23 + "\n2.4: " + v24
+}
+
+// in23 is a text unless the version is another.
+func in23(version, text string) string {
+	if version == "2.4" {
+		return ""
+	}
+	return text
 }
 
 const thenReload = "; then doveadm reload"
@@ -123,7 +130,8 @@ func wrongPath(detail string, endpoint *url.URL, version string) cause {
 
 func wrongPassword(detail string, endpoint *url.URL, version string) cause {
 	return cause{causePassword, Fail, Refused, detail,
-		"write notify.username and what is in notify.password_file into Dovecot's URL (letters and digits only need no %-escapes): " + strings.SplitN(setURL(endpoint, version), "\n", 2)[0]}
+		"write notify.username and what is in notify.password_file into Dovecot's URL, what is no letter or digit as %XX" +
+			in23(version, ", in 2.3 as %%XX") + "\n" + setURL(endpoint, version)}
 }
 
 func noIdentity(detail, version string) cause {
