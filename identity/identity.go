@@ -138,13 +138,6 @@ func (s *Signer) Plain(stored string) string {
 	return stored
 }
 
-// Current reports whether an identity is signed by the newest key, and rightly.
-func (s *Signer) Current(stored string) bool {
-	plain, id, mac, signed := split(stored)
-	newest := s.keys[0]
-	return signed && id == newest.id && hmac.Equal([]byte(mac), []byte(newest.sum(macLength, identityLabel, plain)))
-}
-
 // Forms returns all identities from which Verify makes plain, the likeliest
 // first: signed by the new key, by the old one, and not at all.
 func (s *Signer) Forms(plain string) []string {

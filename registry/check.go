@@ -29,13 +29,12 @@ func Inspect(ctx context.Context, path string) (seen Inspection, err error) {
 		return seen, fmt.Errorf("registry %s: %w", path, err)
 	}
 	seen.Newest = len(steps)
-	r := &Registry{path: abs}
-	db, err := r.openPool(1, nil)
+	db, err := at(abs).Pool(1, nil)
 	if err != nil {
 		return seen, err
 	}
 	defer func() { err = errors.Join(err, explain(abs, "check", db.Close())) }()
-	if seen.Version, err = schemaVersion(ctx, db, abs, len(steps)); err != nil {
+	if seen.Version, err = at(abs).Version(ctx, db, len(steps)); err != nil {
 		return seen, err
 	}
 	rows, err := db.QueryContext(ctx, "PRAGMA quick_check(10)")
@@ -47,8 +46,7 @@ func Inspect(ctx context.Context, path string) (seen Inspection, err error) {
 		return seen, explain(abs, "check", err)
 	}
 	if len(findings) != 1 || findings[0] != "ok" {
-		return seen, &problem{class: ErrCorrupt, text: fmt.Sprintf("registry %s: check: %v: %s; %s",
-			abs, ErrCorrupt, strings.Join(findings, "; "), remedy(ErrCorrupt, abs))}
+		return seen, at(abs).Corrupt("check", strings.Join(findings, "; "))
 	}
 	return seen, nil
 }

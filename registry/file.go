@@ -1,152 +1,17 @@
 package registry
 
-import (
-	"errors"
-	"fmt"
-	"io/fs"
-	"net/url"
-	"os"
-	"path/filepath"
-	"strconv"
-	"syscall"
-	"time"
-)
+import "dovepush/registry/dbfile"
 
-// busyTimeout is how long a statement waits for another process's lock. Two
-// processes that write without pause were seen to wait up to 3 s.
-const busyTimeout = 20 * time.Second
+// applicationID marks an SQLite file as a dovepush registry: "dvph".
+const applicationID = 0x64767068
 
-// prepareFile sees to it that path is a file that only its owner can read,
-// and creates an empty one if there is none.
-//
-// It must never open and close an existing registry: closing any descriptor
-// of a file drops all POSIX locks that the process holds on it, SQLite's
-// included (https://www.sqlite.org/howtocorrupt.html, section 2.2).
-func prepareFile(path string) (fs.FileInfo, error) {
-	if err := checkDir(path); err != nil {
-		return nil, err
+// at is the registry's file at an absolute path.
+func at(path string) dbfile.File {
+	return dbfile.File{
+		What:          "registry",
+		Path:          path,
+		ApplicationID: applicationID,
+		Overwritten:   "restore it from a backup",
+		Damaged:       ", keep copies of %s, then restore a backup; without one, move them away and give a full list of users to dovepush register -",
 	}
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		if err := createFile(path); err != nil {
-			return nil, explain(path, "create", err)
-		}
-	}
-	info, err := inspectFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("registry %s: a symbolic link that leads nowhere; remove it or create what it points to: %w", path, err)
-	}
-	return info, err
-}
-
-// inspectFile is prepareFile for a file that must be there.
-func inspectFile(path string) (fs.FileInfo, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, explain(path, "open", err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, &problem{class: ErrForeign, text: fmt.Sprintf("registry %s: a %s, not a file; set registry.path to a file", path, kindOf(info.Mode()))}
-	}
-	return info, tighten(path)
-}
-
-func checkDir(path string) error {
-	dir := filepath.Dir(path)
-	info, err := os.Stat(dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("registry %s: the directory %s does not exist; create it and give it to the user who runs dovepush: %w", path, dir, fs.ErrNotExist)
-	case err != nil:
-		return explain(path, "open", err)
-	case !info.IsDir():
-		return fmt.Errorf("registry %s: %s is not a directory; set registry.path to a file in one", path, dir)
-	}
-	return nil
-}
-
-// createFile makes an empty file that nobody else could ever open, whatever
-// the umask. It is made under another name and linked into place, so that
-// its descriptor is closed before SQLite can hold a lock on it.
-func createFile(path string) error {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".new-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	err = errors.Join(f.Chmod(0o600), giveToOwnerOf(dir, f), f.Close()) // the umask may take more away than CreateTemp does
-	if err != nil {
-		return err
-	}
-	if err := os.Link(f.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return nil
-}
-
-// giveToOwnerOf lets a registry that root creates belong to the owner of its
-// directory. Otherwise one command run by root before the service's first
-// start would lock the service out.
-func giveToOwnerOf(dir string, f *os.File) error {
-	if os.Geteuid() != 0 {
-		return nil
-	}
-	info, err := os.Stat(dir)
-	if err != nil {
-		return err
-	}
-	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 {
-		return f.Chown(int(st.Uid), int(st.Gid))
-	}
-	return nil
-}
-
-// tighten takes group's and others' permissions off the registry's files.
-// SQLite gives new -wal and -shm files the mode of the main one.
-func tighten(path string) error {
-	for _, name := range []string{path, path + "-wal", path + "-shm"} {
-		info, err := os.Stat(name)
-		if errors.Is(err, fs.ErrNotExist) || err == nil && info.Mode().Perm()&0o077 == 0 {
-			continue
-		}
-		if err == nil {
-			err = os.Chmod(name, info.Mode().Perm()&0o700)
-		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return &problem{
-				class: ErrPermission,
-				text:  fmt.Sprintf("registry %s: %s is open to other users and uid %d cannot change that; run chmod 600 on it as its owner", path, name, os.Geteuid()),
-				cause: err,
-			}
-		}
-	}
-	return nil
-}
-
-func kindOf(m fs.FileMode) string {
-	switch {
-	case m.IsDir():
-		return "directory"
-	case m&fs.ModeNamedPipe != 0:
-		return "named pipe"
-	case m&fs.ModeSocket != 0:
-		return "socket"
-	}
-	return "device"
-}
-
-// dsn names the file to the driver. It is always a URI, so that any byte may
-// stand in the path, and never creates the file.
-func dsn(path string, more url.Values) string {
-	q := url.Values{
-		"mode":          {"rw"},
-		"_busy_timeout": {strconv.FormatInt(busyTimeout.Milliseconds(), 10)},
-		"_dqs":          {"0"}, // "x" is a column, never a string
-		"_defensive":    {"1"},
-		"_error_rc":     {"1"}, // no stale text in messages
-	}
-	for k, v := range more {
-		q[k] = v
-	}
-	return (&url.URL{Scheme: "file", Path: path, RawQuery: q.Encode()}).String()
 }

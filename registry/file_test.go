@@ -111,7 +111,7 @@ func TestWiderPermissionsAreTakenOff(t *testing.T) {
 			t.Errorf("%q has mode %v, error %v", suffix, info.Mode(), err)
 		}
 	}
-	// The other registry's locks survived that: see prepareFile.
+	// The other registry's locks survived that: see dbfile.File.Prepare.
 	take(t, first, alice, "agent")
 }
 
@@ -144,24 +144,6 @@ func TestRelativePathStaysTheSameFile(t *testing.T) {
 	intend(t, r, present(alice, "v"))
 	if err := r.Check(t.Context()); err != nil {
 		t.Error(err)
-	}
-}
-
-func TestMissingDirectoryIsNamed(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "missing")
-	if msg := refused(t, filepath.Join(dir, "registry.db"), fs.ErrNotExist); !strings.Contains(msg, "directory "+dir+" does not exist; create it") {
-		t.Error(msg)
-	}
-}
-
-func TestDanglingSymbolicLinkIsRefused(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "registry.db")
-	if err := os.Symlink(filepath.Join(dir, "elsewhere"), path); err != nil {
-		t.Fatal(err)
-	}
-	if msg := refused(t, path, fs.ErrNotExist); !strings.Contains(msg, "symbolic link") {
-		t.Error(msg)
 	}
 }
 
@@ -204,18 +186,6 @@ func TestForeignThingsAreRefusedAndLeftAsTheyAre(t *testing.T) {
 			}
 		})
 	}
-	t.Run("directory", func(t *testing.T) {
-		if msg := refused(t, t.TempDir(), ErrForeign); !strings.Contains(msg, "a directory") {
-			t.Error(msg)
-		}
-	})
-	t.Run("named pipe", func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "pipe")
-		if err := syscall.Mkfifo(path, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		refused(t, path, ErrForeign)
-	})
 }
 
 func TestEmptyFileIsFresh(t *testing.T) {

@@ -4,10 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
-	"io/fs"
 	"iter"
-	"os"
 	"slices"
 	"strings"
 )
@@ -166,13 +163,13 @@ func (r *Registry) Check(ctx context.Context) (err error) {
 	}
 	// A connection of its own sees the file as it now is on the disk, not as
 	// pages cached earlier.
-	db, err := r.openPool(1, nil)
+	db, err := at(r.path).Pool(1, nil)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, explain(r.path, "check", db.Close())) }()
 
-	if _, err := schemaVersion(ctx, db, r.path, len(r.steps)); err != nil {
+	if _, err := at(r.path).Version(ctx, db, len(r.steps)); err != nil {
 		return err
 	}
 	findings, err := integrity(ctx, db)
@@ -180,21 +177,13 @@ func (r *Registry) Check(ctx context.Context) (err error) {
 		return explain(r.path, "check", err)
 	}
 	if len(findings) > 0 {
-		return &problem{class: ErrCorrupt, text: fmt.Sprintf("registry %s: check: %v: %s; %s",
-			r.path, ErrCorrupt, strings.Join(findings, "; "), remedy(ErrCorrupt, r.path))}
+		return at(r.path).Corrupt("check", strings.Join(findings, "; "))
 	}
 	return nil
 }
 
-// still fails with fs.ErrNotExist if the file that was opened is not at its
-// path any more.
-func (r *Registry) still() error {
-	info, err := inspectFile(r.path)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, r.file) {
-		return fmt.Errorf("registry %s: the file was removed or replaced while dovepush ran, which still uses the old one; run dovepush again: %w", r.path, fs.ErrNotExist)
-	}
-	return err
-}
+// still fails if the file that was opened is not at its path any more.
+func (r *Registry) still() error { return at(r.path).Still(r.file) }
 
 // integrity returns at most ten findings, none if all is well.
 // https://www.sqlite.org/pragma.html#pragma_integrity_check

@@ -22,12 +22,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"net/url"
 	"path/filepath"
 	"time"
-
-	"modernc.org/sqlite"
 )
 
 // maxReaders bounds the connections, and so the descriptors and page caches,
@@ -61,9 +58,6 @@ func Open(ctx context.Context, path string, now func() time.Time) (*Registry, er
 	return open(ctx, path, now, steps)
 }
 
-// open repeats the whole of openOnce while other processes are in the way:
-// where several turn a fresh file to WAL mode, SQLite tells some of them
-// without any wait that it is busy, whatever the busy timeout.
 func open(ctx context.Context, path string, now func() time.Time, steps []string) (*Registry, error) {
 	if now == nil {
 		now = time.Now
@@ -72,43 +66,33 @@ func open(ctx context.Context, path string, now func() time.Time, steps []string
 	if err != nil {
 		return nil, fmt.Errorf("registry %s: %w", path, err)
 	}
-	giveUp := time.Now().Add(busyTimeout)
-	for {
-		r := &Registry{path: abs, now: now, steps: steps}
-		err := r.openOnce(ctx)
-		if err == nil {
-			return r, nil
-		}
-		if !errors.Is(err, ErrBusy) || time.Now().After(giveUp) {
-			return nil, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("registry %s: open: %w", abs, ctx.Err())
-		case <-time.After(time.Millisecond + rand.N(50*time.Millisecond)):
-		}
+	r := &Registry{path: abs, now: now, steps: steps}
+	if err := at(abs).Patiently(ctx, func() error { return r.openOnce(ctx) }); err != nil {
+		return nil, err
 	}
+	return r, nil
 }
 
 func (r *Registry) openOnce(ctx context.Context) error {
 	var err error
-	if r.file, err = prepareFile(r.path); err != nil {
+	file := at(r.path)
+	if r.file, err = file.Prepare(); err != nil {
 		return err
 	}
-	if err := r.identify(ctx); err != nil {
+	if err := file.Identify(ctx, len(r.steps)); err != nil {
 		return err
 	}
 	writing, err := r.openWriter(ctx)
 	if err != nil {
 		return err
 	}
-	if err := migrate(ctx, writing, r.path, r.steps); err != nil {
+	if err := file.Migrate(ctx, writing, r.steps); err != nil {
 		return errors.Join(err, writing.Close())
 	}
-	if r.readers, err = r.openPool(maxReaders, url.Values{"_query_only": {"1"}}); err != nil {
+	if r.readers, err = file.Pool(maxReaders, url.Values{"_query_only": {"1"}}); err != nil {
 		return errors.Join(err, writing.Close())
 	}
-	if r.watcher, err = r.openPool(1, url.Values{"_query_only": {"1"}}); err != nil {
+	if r.watcher, err = file.Pool(1, url.Values{"_query_only": {"1"}}); err != nil {
 		return errors.Join(err, r.readers.Close(), writing.Close())
 	}
 	if r.writer, err = newWriter(ctx, r.path, writing, r.still); err != nil {
@@ -117,22 +101,11 @@ func (r *Registry) openOnce(ctx context.Context) error {
 	return nil
 }
 
-// identify looks at the file on a connection of its own, which changes
-// nothing: another application's file must not even be turned to WAL mode.
-func (r *Registry) identify(ctx context.Context) error {
-	db, err := r.openPool(1, nil)
-	if err != nil {
-		return err
-	}
-	_, err = schemaVersion(ctx, db, r.path, len(r.steps))
-	return errors.Join(err, db.Close())
-}
-
 // openWriter opens the one connection that writes. Its transactions begin
 // IMMEDIATE: a transaction that reads first and then wants to write fails at
 // once when another process wrote in between, whatever the busy timeout.
 func (r *Registry) openWriter(ctx context.Context) (*sql.DB, error) {
-	db, err := r.openPool(1, url.Values{
+	db, err := at(r.path).Pool(1, url.Values{
 		"_journal_mode": {"WAL"},
 		"_synchronous":  {"FULL"}, // NORMAL does not sync at commit
 		"_txlock":       {"immediate"},
@@ -140,26 +113,9 @@ func (r *Registry) openWriter(ctx context.Context) (*sql.DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	// SQLite stays in the old mode, without an error, where shared memory
-	// does not work.
-	var mode string
-	if err := db.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&mode); err != nil {
-		return nil, errors.Join(explain(r.path, "open", err), db.Close())
+	if err := at(r.path).WantWAL(ctx, db); err != nil {
+		return nil, errors.Join(err, db.Close())
 	}
-	if mode != "wal" {
-		return nil, errors.Join(fmt.Errorf("registry %s: its file system cannot do SQLite's WAL mode; put the registry on a local disk", r.path), db.Close())
-	}
-	return db, nil
-}
-
-func (r *Registry) openPool(size int, more url.Values) (*sql.DB, error) {
-	connector, err := sqlite.NewConnector(dsn(r.path, more))
-	if err != nil {
-		return nil, fmt.Errorf("registry %s: %w", r.path, err)
-	}
-	db := sql.OpenDB(connector)
-	db.SetMaxOpenConns(size)
-	db.SetMaxIdleConns(size)
 	return db, nil
 }
 

@@ -1,20 +1,12 @@
 package registry
 
 import (
-	"context"
-	"database/sql"
 	"embed"
-	"errors"
-	"fmt"
 	"io/fs"
 )
 
 //go:embed schema/sqlite/*.sql
 var embedded embed.FS
-
-// applicationID marks an SQLite file as a dovepush registry: "dvph".
-// https://www.sqlite.org/pragma.html#pragma_application_id
-const applicationID = 0x64767068
 
 // migrations returns the schema changes in order; version n is what the first
 // n of them make. One that was released is never edited: add another.
@@ -32,72 +24,4 @@ func migrations(dir fs.FS) ([]string, error) {
 		steps = append(steps, string(text))
 	}
 	return steps, nil
-}
-
-// querier is what *sql.DB, *sql.Conn and *sql.Tx have in common.
-type querier interface {
-	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-}
-
-// schemaVersion tells what the file is: 0 is an empty one, ours to fill.
-// It changes nothing, so it may be asked of another application's file.
-func schemaVersion(ctx context.Context, q querier, path string, newest int) (int, error) {
-	var app, version int64
-	var objects int
-	err := q.QueryRowContext(ctx, `
-		SELECT (SELECT application_id FROM pragma_application_id),
-		       (SELECT user_version FROM pragma_user_version),
-		       (SELECT count(*) FROM sqlite_schema)`).Scan(&app, &version, &objects)
-	switch {
-	case err != nil:
-		return 0, explain(path, "read schema version", err)
-	case app == 0 && version == 0 && objects == 0:
-		return 0, nil
-	case app != applicationID:
-		return 0, &problem{class: ErrForeign, text: fmt.Sprintf(
-			"registry %s: an SQLite database of another application (application_id %#x); set registry.path to a file of dovepush's own", path, app)}
-	case version > int64(newest):
-		return 0, &problem{class: ErrNewer, text: fmt.Sprintf(
-			"registry %s: its schema is version %d, this dovepush knows versions up to %d; run the newer dovepush, or set registry.path to another file", path, version, newest)}
-	case version < 1:
-		return 0, &problem{class: ErrCorrupt, text: fmt.Sprintf(
-			"registry %s: schema version %d is impossible; %s", path, version, remedy(ErrCorrupt, path))}
-	}
-	return int(version), nil
-}
-
-// migrate brings the schema up to date in one transaction. It looks at the
-// version again after taking the write lock, for several processes may have
-// found the file old at the same time. It fails if the file cannot be written.
-func migrate(ctx context.Context, writer *sql.DB, path string, steps []string) (err error) {
-	tx, err := writer.BeginTx(ctx, nil) // BEGIN IMMEDIATE, see openWriter
-	if err != nil {
-		return explain(path, "open for writing", err)
-	}
-	defer func() {
-		if rollbackErr := tx.Rollback(); err == nil && !errors.Is(rollbackErr, sql.ErrTxDone) {
-			err = explain(path, "open for writing", rollbackErr)
-		}
-	}()
-	version, err := schemaVersion(ctx, tx, path, len(steps))
-	if err != nil {
-		return err
-	}
-	if version == len(steps) {
-		// BEGIN IMMEDIATE quietly begins a reading transaction on a file that
-		// cannot be written; a change, rolled back, does not.
-		_, err := tx.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", version))
-		return explain(path, "open for writing", err)
-	}
-	for n := version + 1; n <= len(steps); n++ {
-		if _, err := tx.ExecContext(ctx, steps[n-1]); err != nil {
-			return explain(path, fmt.Sprintf("migrate to schema version %d", n), err)
-		}
-	}
-	// Both are part of the file's header and of the transaction.
-	mark := fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = %d", applicationID, len(steps))
-	if _, err := tx.ExecContext(ctx, mark); err != nil {
-		return explain(path, "mark schema version", err)
-	}
-	return explain(path, "commit schema", tx.Commit())
 }

@@ -63,7 +63,7 @@ func TestEverySchemaEverReleasedMigratesToTodays(t *testing.T) {
 		}
 		path := filepath.Join(t.TempDir(), "as-made-then.db")
 		// Not opened: today's statements need today's tables.
-		if err := migrate(t.Context(), plain(t, path), path, steps[:version]); err != nil {
+		if err := at(path).Migrate(t.Context(), plain(t, path), steps[:version]); err != nil {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(string(frozen), dump(t, path)); diff != "" {

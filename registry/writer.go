@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"dovepush/registry/dbfile"
 )
 
 const (
@@ -162,7 +164,7 @@ func (w *writer) submit(ctx context.Context, op string, rows int, do func(contex
 	c := &change{ctx: ctx, op: op, rows: rows, do: do, done: make(chan struct{})}
 	select {
 	case <-w.stop: // first, for select picks at random
-		return explain(w.path, op, errClosed)
+		return explain(w.path, op, dbfile.ErrClosed)
 	default:
 	}
 	select {
@@ -170,7 +172,7 @@ func (w *writer) submit(ctx context.Context, op string, rows int, do func(contex
 	case <-ctx.Done():
 		return explain(w.path, op, ctx.Err())
 	case <-w.stop:
-		return explain(w.path, op, errClosed)
+		return explain(w.path, op, dbfile.ErrClosed)
 	}
 	select {
 	case <-c.done:

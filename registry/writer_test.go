@@ -14,7 +14,7 @@ import (
 // lock takes the write lock as another process would, until it is released.
 func lock(t *testing.T, r *Registry) (release func()) {
 	t.Helper()
-	other, err := r.openPool(1, url.Values{"_txlock": {"immediate"}})
+	other, err := at(r.path).Pool(1, url.Values{"_txlock": {"immediate"}})
 	if err != nil {
 		t.Fatal(err)
 	}

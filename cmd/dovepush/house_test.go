@@ -27,9 +27,10 @@ func TestEveryPackageKeepsToItsRoom(t *testing.T) {
 		"dovepush/metrics":                      {"dovepush/agent", "dovepush/imapmeta", "dovepush/registry"},
 		"dovepush/notify":                       {"dovepush/registry"},
 		"dovepush/packaging":                    nil,
-		"dovepush/registry":                     nil,
+		"dovepush/registry":                     {"dovepush/registry/dbfile"},
+		"dovepush/registry/dbfile":              nil,
 		"dovepush/registry/registrytest":        {"dovepush/registry"},
-		"dovepush/registry/spool":               nil,
+		"dovepush/registry/spool":               {"dovepush/registry/dbfile"},
 		"dovepush/userlist":                     nil,
 		"dovepush/webhook":                      {"dovepush/registry/spool"},
 	}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"dovepush/registry/dbfile"
 )
 
 const (
@@ -92,7 +94,7 @@ func truncate(ctx context.Context, db *sql.DB, pages int) (err error) {
 	}
 	ctx = context.WithoutCancel(ctx) // the driver discards a connection that was interrupted
 	restore := sync.OnceValue(func() error {
-		_, err := conn.ExecContext(ctx, fmt.Sprintf("PRAGMA busy_timeout = %d", busyTimeout.Milliseconds()))
+		_, err := conn.ExecContext(ctx, fmt.Sprintf("PRAGMA busy_timeout = %d", dbfile.BusyTimeout.Milliseconds()))
 		return err
 	})
 	defer func() {

@@ -13,9 +13,11 @@ const (
 		SELECT seq, event, username, received, died, attempts, reason, length(body) FROM deliveries
 		WHERE target = $1 AND dead = 1 AND seq > $2 ORDER BY seq LIMIT $3`
 
-	sqlSomeDead  = `SELECT seq FROM deliveries WHERE target = $1 AND dead = 1 ORDER BY seq LIMIT $2`
-	sqlSomeOld   = `SELECT seq FROM deliveries WHERE target = $1 AND dead = 1 AND died < $2 ORDER BY seq LIMIT $3`
-	sqlSomeAlive = `SELECT seq FROM deliveries WHERE target = $1 AND dead = 0 ORDER BY seq LIMIT $2`
+	sqlSomeDead = `SELECT seq FROM deliveries WHERE target = $1 AND dead = 1 ORDER BY seq LIMIT $2`
+	sqlSomeOld  = `SELECT seq FROM deliveries WHERE target = $1 AND dead = 1 AND died < $2 ORDER BY seq LIMIT $3`
+	// The newest first: each user's first event, on which the others wait, goes
+	// last, also if the rest of the steps never comes.
+	sqlSomeAlive = `SELECT seq FROM deliveries WHERE target = $1 AND dead = 0 ORDER BY seq DESC LIMIT $2`
 	sqlDeadCount = `SELECT dead FROM targets WHERE name = $1`
 	sqlRemove    = `DELETE FROM deliveries WHERE seq = $1`
 	sqlDrop      = `DELETE FROM targets WHERE name = $1`
@@ -117,13 +119,18 @@ func (s *Spool) Drop(ctx context.Context, target string) (int64, error) {
 	}
 	waiting, err := s.steps(ctx, "drop", func(tx *transaction) (int64, error) {
 		ids, err := numbers(tx, sqlSomeAlive, target, step)
+		if err != nil {
+			return 0, err
+		}
 		for _, id := range ids {
 			if _, err := tx.exec(sqlRemove, id); err != nil {
 				return 0, err
 			}
 		}
-		if err == nil && len(ids) == 0 {
+		if len(ids) == 0 {
 			_, err = tx.exec(sqlDrop, target)
+		} else {
+			_, err = tx.exec(sqlCount, target, -len(ids), 0)
 		}
 		return int64(len(ids)), err
 	})

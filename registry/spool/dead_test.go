@@ -1,7 +1,9 @@
 package spool
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -160,4 +162,62 @@ func TestCheckFindsRowsThatContradictOneAnother(t *testing.T) {
 		_, err = s.Drop(t.Context(), "hook")
 		must(t, err)
 	}
+}
+
+// Whatever an interrupted Drop has left behind is forwarded in order.
+func TestAnInterruptedDropLeavesNobodyWaitingForEver(t *testing.T) {
+	s, c := fresh(t)
+	const users, each = 40, 50
+	for n := range each {
+		for user := range users {
+			add(t, s, mail(fmt.Sprint("u", user), n), hook)
+		}
+	}
+	partly := 0
+	for limit := 200 * time.Microsecond; ; limit += 200 * time.Microsecond {
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
+		_, err := s.Drop(ctx, "hook")
+		cancel()
+		must(t, s.Check(t.Context()))
+		if err == nil {
+			break
+		}
+		waiting := stats(t, s, "hook").Waiting
+		if waiting == users*each || waiting == 0 {
+			continue
+		}
+		partly++
+		c.advance(2 * time.Minute) // the leases of the last time
+		var got, queued int64
+		for _, d := range take(t, s, "hook", 10*users) {
+			got++
+			if n := strings.TrimPrefix(d.Event, d.User+"-"); n != "0" {
+				t.Fatalf("the first of %s is %s", d.User, d.Event)
+			}
+		}
+		if queued = min(users, waiting); got != queued {
+			t.Fatalf("%d of %d users can be taken", got, queued)
+		}
+	}
+	if partly == 0 {
+		t.Error("no Drop was interrupted in the middle")
+	}
+	if st := stats(t, s, "hook"); st != (TargetStats{}) {
+		t.Errorf("%+v", st)
+	}
+}
+
+func TestWhatIsGivenBackIsAsIfItHadNotBeenTaken(t *testing.T) {
+	s, c := fresh(t)
+	add(t, s, mail("alice", 1), hook)
+	add(t, s, mail("alice", 2), hook)
+	d := takes(t, s, "hook", "alice-1")[0]
+	must(t, s.GiveBack(t.Context(), d.ID, d.ID, 999))
+	if d = takes(t, s, "hook", "alice-1")[0]; d.Attempts != 1 {
+		t.Errorf("%d attempts", d.Attempts)
+	}
+	must(t, s.Retry(t.Context(), d.ID, c.now().Add(time.Hour), "status 500"))
+	must(t, s.GiveBack(t.Context(), d.ID)) // is settled already
+	takes(t, s, "hook")
+	must(t, s.Check(t.Context()))
 }

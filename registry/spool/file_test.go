@@ -2,68 +2,19 @@ package spool
 
 import (
 	"bytes"
-	"context"
 	"database/sql"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
 
-func helpUmask(args []string) error {
-	mask, err := strconv.ParseInt(args[1], 8, 0)
-	if err != nil {
-		return err
-	}
-	syscall.Umask(int(mask))
-	ctx := context.Background()
-	s, err := Open(ctx, args[0], Options{})
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	if _, err := s.Add(ctx, mail("alice", 1), []Target{hook}); err != nil {
-		return err
-	}
-	for _, suffix := range suffixes {
-		info, err := os.Stat(args[0] + suffix)
-		if err != nil {
-			return err
-		}
-		if info.Mode() != 0o600 {
-			return errors.New(info.Name() + " has mode " + info.Mode().String())
-		}
-	}
-	return nil
-}
-
-func TestNewFilesAreThoseOfTheirOwnerWhateverTheUmask(t *testing.T) {
-	for _, mask := range []string{"0", "077", "0777"} {
-		if out, err := helper(t, "umask", filepath.Join(t.TempDir(), "spool.db"), mask).CombinedOutput(); err != nil {
-			t.Errorf("umask %s: %v: %s", mask, err, out)
-		}
-	}
-}
-
-func TestWiderPermissionsAreTakenOff(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "spool.db")
-	add(t, reopen(t, path, Options{}), mail("alice", 1), hook)
-	for _, suffix := range suffixes {
-		must(t, os.Chmod(path+suffix, 0o664))
-	}
-	reopen(t, path, Options{})
-	for _, suffix := range suffixes {
-		if info, err := os.Stat(path + suffix); err != nil || info.Mode() != 0o600 {
-			t.Errorf("%q has mode %v, error %v", suffix, info.Mode(), err)
-		}
-	}
-}
+// suffixes are those of the files that make up a spool.
+var suffixes = []string{"", "-wal", "-shm"}
 
 func TestConnectionsAreSetUp(t *testing.T) {
 	s, _ := fresh(t)

@@ -17,7 +17,7 @@ import (
 const helperEnv = "DOVEPUSH_SPOOL_HELPER"
 
 func TestMain(m *testing.M) {
-	helpers := map[string]func([]string) error{"add": helpAdd, "umask": helpUmask, "disk full": helpDiskFull, "revive": helpRevive, "log": helpLog}
+	helpers := map[string]func([]string) error{"add": helpAdd, "disk full": helpDiskFull, "revive": helpRevive, "log": helpLog}
 	if name := os.Getenv(helperEnv); name != "" {
 		if err := helpers[name](os.Args[1:]); err != nil {
 			fmt.Fprintln(os.Stderr, err)

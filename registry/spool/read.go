@@ -60,12 +60,12 @@ func (s *Spool) Check(ctx context.Context) (err error) {
 	}
 	// A connection of its own sees the file as it now is on the disk, not as
 	// pages cached earlier.
-	db, err := openPool(s.path, 1, nil)
+	db, err := at(s.path).Pool(1, nil)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, explain(s.path, "check", db.Close())) }()
-	if _, err := schemaVersion(ctx, db, s.path, len(schema)); err != nil {
+	if _, err := at(s.path).Version(ctx, db, len(schema)); err != nil {
 		return err
 	}
 	var finding string
@@ -73,7 +73,7 @@ func (s *Spool) Check(ctx context.Context) (err error) {
 		return explain(s.path, "check", err)
 	}
 	if finding != "ok" {
-		return &problem{class: ErrCorrupt, text: fmt.Sprintf("spool %s: check: %v: %s; %s", s.path, ErrCorrupt, finding, remedy(ErrCorrupt, s.path))}
+		return at(s.path).Corrupt("check", finding)
 	}
 	tx, err := db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
@@ -86,7 +86,7 @@ func (s *Spool) Check(ctx context.Context) (err error) {
 			return explain(s.path, "check", err)
 		}
 		if n > 0 {
-			return &problem{class: ErrCorrupt, text: fmt.Sprintf("spool %s: check: %v: %d %s; %s", s.path, ErrCorrupt, n, what, remedy(ErrCorrupt, s.path))}
+			return at(s.path).Corrupt("check", fmt.Sprint(n, " ", what))
 		}
 	}
 	return nil
@@ -95,7 +95,7 @@ func (s *Spool) Check(ctx context.Context) (err error) {
 // statements are those of the writer.
 var statements = []string{
 	sqlForgetSeen, sqlSee, sqlBoundSeen, sqlTarget, sqlWaiting, sqlSkip, sqlAdd, sqlCount,
-	sqlTake, sqlLease, sqlRecover, sqlHasten,
+	sqlTake, sqlLease, sqlRecover, sqlHasten, sqlGiveBack,
 	sqlDelete, sqlKill, sqlPromote, sqlRetry, sqlDelivered, sqlFailed, sqlOverdue,
 	sqlSomeDead, sqlSomeOld, sqlSomeAlive, sqlDeadCount, sqlRemove, sqlDrop, sqlRevive, sqlOldSeen,
 }

@@ -20,6 +20,7 @@ const (
 	sqlRetry = `
 		UPDATE deliveries SET leased = 0, next_at = $2, refusals = refusals + $3, reason = $4
 		WHERE seq = $1 AND dead = 0 RETURNING target`
+	sqlGiveBack  = `UPDATE deliveries SET leased = 0, next_at = $2, attempts = attempts - 1 WHERE seq = $1 AND dead = 0 AND leased = 1`
 	sqlDelivered = `
 		UPDATE targets SET waiting = waiting - 1, delivered = delivered + 1, delivered_at = $2 WHERE name = $1`
 	sqlFailed = `UPDATE targets SET error = $2, error_at = $3 WHERE name = $1`
@@ -30,6 +31,19 @@ const (
 			SELECT seq, queued, leased FROM deliveries WHERE target = $1 AND dead = 0 ORDER BY seq LIMIT $3)
 		WHERE queued < $2 AND leased = 0`
 )
+
+// GiveBack makes due again what was taken and not tried: nothing of it counts.
+func (s *Spool) GiveBack(ctx context.Context, ids ...int64) error {
+	now := millis(s.now())
+	return s.writer.submit(ctx, "give back", &change{do: func(tx *transaction) error {
+		for _, id := range ids {
+			if _, err := tx.exec(sqlGiveBack, id, now); err != nil {
+				return err
+			}
+		}
+		return nil
+	}})
+}
 
 // Done deletes deliveries that have arrived, and makes the next of each user
 // due. One that is not there any more is passed over.

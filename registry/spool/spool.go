@@ -31,13 +31,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"net/url"
 	"path/filepath"
 	"sync"
 	"time"
-
-	"modernc.org/sqlite"
 )
 
 // maxReaders bounds the connections that reading takes.
@@ -99,31 +96,19 @@ func Open(ctx context.Context, path string, o Options) (*Spool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("spool %s: %w", path, err)
 	}
-	// Where several processes turn a fresh file to WAL mode, SQLite tells some
-	// of them without any wait that it is busy.
-	giveUp := time.Now().Add(busyTimeout)
-	for {
-		s := &Spool{path: abs, options: o}
-		err := s.open(ctx)
-		if err == nil {
-			return s, nil
-		}
-		if !errors.Is(err, ErrBusy) || time.Now().After(giveUp) {
-			return nil, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("spool %s: open: %w", abs, ctx.Err())
-		case <-time.After(time.Millisecond + rand.N(50*time.Millisecond)):
-		}
+	s := &Spool{path: abs, options: o}
+	if err := at(abs).Patiently(ctx, func() error { return s.open(ctx) }); err != nil {
+		return nil, err
 	}
+	return s, nil
 }
 
 func (s *Spool) open(ctx context.Context) (err error) {
-	if s.file, err = prepareFile(s.path); err != nil {
+	file := at(s.path)
+	if s.file, err = file.Prepare(); err != nil {
 		return err
 	}
-	if err := s.identify(ctx); err != nil {
+	if err := file.Identify(ctx, len(schema)); err != nil {
 		return err
 	}
 	var opened []*sql.DB
@@ -140,7 +125,7 @@ func (s *Spool) open(ctx context.Context) (err error) {
 			return nil
 		}
 		var db *sql.DB
-		if db, err = openPool(s.path, size, more); err == nil {
+		if db, err = file.Pool(size, more); err == nil {
 			opened = append(opened, db)
 		}
 		return db
@@ -159,10 +144,10 @@ func (s *Spool) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := wantWAL(ctx, writing, s.path); err != nil {
+	if err := file.WantWAL(ctx, writing); err != nil {
 		return err
 	}
-	if err := migrate(ctx, writing, s.path, schema); err != nil {
+	if err := file.Migrate(ctx, writing, schema); err != nil {
 		return err
 	}
 	if s.writer, err = newWriter(ctx, s.path, writing, s.still); err != nil {
@@ -182,43 +167,11 @@ func (s *Spool) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// identify looks at the file on a connection of its own, which changes
-// nothing: another application's file must not even be turned to WAL mode.
-func (s *Spool) identify(ctx context.Context) error {
-	db, err := openPool(s.path, 1, nil)
-	if err != nil {
-		return err
-	}
-	_, err = schemaVersion(ctx, db, s.path, len(schema))
-	return errors.Join(err, db.Close())
-}
-
-// wantWAL fails where SQLite stayed in the old mode, which it does without an
-// error where shared memory does not work.
-func wantWAL(ctx context.Context, db *sql.DB, path string) error {
-	var mode string
-	if err := db.QueryRowContext(ctx, "PRAGMA journal_mode").Scan(&mode); err != nil {
-		return explain(path, "open", err)
-	}
-	if mode != "wal" {
-		return fmt.Errorf("spool %s: its file system cannot do SQLite's WAL mode; put the spool on a local disk", path)
-	}
-	return nil
-}
-
-func openPool(path string, size int, more url.Values) (*sql.DB, error) {
-	connector, err := sqlite.NewConnector(dsn(path, more))
-	if err != nil {
-		return nil, fmt.Errorf("spool %s: %w", path, err)
-	}
-	db := sql.OpenDB(connector)
-	db.SetMaxOpenConns(size)
-	db.SetMaxIdleConns(size)
-	return db, nil
-}
-
 // Close waits for the commit under way, if any, and closes every file. Calls
 // made later, or still waiting for their turn, fail with fs.ErrClosed.
 func (s *Spool) Close() error { return s.close() }
+
+// still fails if the file that was opened is not at its path any more.
+func (s *Spool) still() error { return at(s.path).Still(s.file) }
 
 func (s *Spool) now() time.Time { return s.options.Now() }

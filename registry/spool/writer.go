@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"dovepush/registry/dbfile"
 )
 
 const (
@@ -113,7 +115,7 @@ func (w *writer) submit(ctx context.Context, op string, c *change) error {
 	c.ctx, c.done = ctx, make(chan struct{})
 	select {
 	case <-w.stop: // first, for select picks at random
-		return explain(w.path, op, errClosed)
+		return explain(w.path, op, dbfile.ErrClosed)
 	default:
 	}
 	select {
@@ -121,7 +123,7 @@ func (w *writer) submit(ctx context.Context, op string, c *change) error {
 	case <-ctx.Done():
 		return explain(w.path, op, ctx.Err())
 	case <-w.stop:
-		return explain(w.path, op, errClosed)
+		return explain(w.path, op, dbfile.ErrClosed)
 	}
 	select {
 	case <-c.done:
@@ -200,7 +202,7 @@ func (w *writer) commit(batch []*change) {
 		return
 	}
 	err, culprit := w.transact(live)
-	if classify(w.path, err) == ErrNoSpace && truncate(context.Background(), w.db, 0) == nil {
+	if errors.Is(explain(w.path, "commit", err), ErrNoSpace) && truncate(context.Background(), w.db, 0) == nil {
 		err, culprit = w.transact(live) // the log took room that it did not need
 	}
 	if culprit && len(live) > 1 {
