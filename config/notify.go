@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"net/url"
 	"path/filepath"
 	"strings"
 )
@@ -32,7 +33,7 @@ func (n *Notify) TLSConfig() (*tls.Config, error) {
 // settings: url if it is set, else what follows from the first TCP listener;
 // whole is false if that leaves open under which name Dovecot finds this
 // machine, or at which port. It is empty if there is no TCP listener.
-func (n *Notify) Endpoint() (url string, whole bool) {
+func (n *Notify) Endpoint() (address string, whole bool) {
 	if n.URL != "" {
 		return n.URL, true
 	}
@@ -90,6 +91,9 @@ func (n *Notify) warnings() []string {
 	}
 	if n.Listen != "" && !n.Password.IsSet() {
 		warn(".password_file", "missing: every process of this machine can make up notifications; set one, and write it into Dovecot's URL")
+	}
+	if u, err := url.Parse(n.URL); n.URL != "" && err == nil && plaintext(u) {
+		warn(".url", "has Dovecot send the password, senders and subjects in clear to %s; use https, with a certificate here or a TLS proxy", quote(u.Hostname()))
 	}
 	if strings.HasPrefix(n.URL, "http:") && encrypted {
 		warn(".url", "begins with http, but tls_cert_file makes the listeners speak https")

@@ -33,6 +33,9 @@ func (s Secret) Key() string {
 	return s.origin.key + s.form()
 }
 
+// IsCommand tells whether reading the secret runs a command.
+func (s Secret) IsCommand() bool { return s.command != "" }
+
 func (s Secret) form() string {
 	switch {
 	case s.file != "":

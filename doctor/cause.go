@@ -33,6 +33,7 @@ const (
 	causeIdentity    = "user_from_metadata superfluous"
 	causeForged      = "signature wrong"
 	causeTimeout     = "HTTP time-out"
+	causeBrokeOff    = "view broke off"
 	causeUnbounded   = "deliveries wait for a minute"
 	causeContinue    = "result_success missing"
 	causeUserdb      = "not in the userdb"

@@ -80,6 +80,7 @@ func isSecret(c *config.Config, key string) bool {
 
 // checkSecrets reads each secret, and runs the commands that print them.
 func (d *doctor) checkSecrets(ctx context.Context) {
+	at := step{link: "secrets"}
 	read, others, good := 0, 0, true
 	for _, s := range secretsOf(d.config) {
 		var env []string
@@ -95,18 +96,24 @@ func (d *doctor) checkSecrets(ctx context.Context) {
 		}
 		if _, err := s.Read(ctx, env...); err != nil {
 			good = false
-			d.done[step{link: s.Key()}.id()] = Fail
-			d.tell(step{link: "secrets"}, fail(Settings, err.Error(), ""))
+			d.note(step{link: s.Key()}, Fail)
+			d.tell(at, fail(Settings, err.Error(), ""))
 			continue
 		}
 		read++
 	}
+	if good && d.Keys != nil && ctx.Err() == nil {
+		if err := d.Keys(ctx, d.config); err != nil {
+			d.tell(at, fail(Settings, "dovepush serve does not start with them: "+strings.ReplaceAll(err.Error(), "\n", "; "), ""))
+			return
+		}
+	}
 	switch text := fmt.Sprintf("%d of %d can be read", read, read); {
 	case others > 0:
-		d.tell(step{link: "secrets"}, ok(text+"; for the users' own say --user"))
+		d.tell(at, ok(text+"; for the users' own say --user"))
 	case good && read == 0:
-		d.tell(step{link: "secrets"}, ok("none are set"))
+		d.tell(at, ok("none are set"))
 	case good:
-		d.tell(step{link: "secrets"}, ok(text))
+		d.tell(at, ok(text))
 	}
 }

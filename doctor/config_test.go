@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -47,6 +48,29 @@ func TestEachSecretIsReadAndCommandsRun(t *testing.T) {
 	w.has(t, "login", Skip)
 	if w.Verdict.Fault != Settings {
 		t.Errorf("fault %d", w.Verdict.Fault)
+	}
+}
+
+// What serve would not start with is no good secret, however well it can be read.
+func TestAKeyOfAWrongFormFails(t *testing.T) {
+	dir := t.TempDir()
+	o := plain(t, dir, nowhere+"[registry]\npath = \"registry.db\"\n")
+	asked := false
+	o.Keys = func(context.Context, *config.Config) error {
+		asked = true
+		return errors.Join(errors.New("identity_key: too short"), errors.New("webhook[0].secret: no whsec_"))
+	}
+	run(t, o).has(t, "secrets", Fail, "password_file")
+	if asked {
+		t.Error("secrets that cannot be read were looked at")
+	}
+	if err := os.WriteFile(filepath.Join(dir, "master"), []byte("x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w := run(t, o)
+	w.has(t, "secrets", Fail, "identity_key: too short; webhook[0].secret: no whsec_", "does not start")
+	if len(w.of("secrets")) != 1 || w.Verdict.Fault != Settings {
+		t.Errorf("%+v, fault %d", w.of("secrets"), w.Verdict.Fault)
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"dovepush/config"
-	"dovepush/notify"
 	"dovepush/registry"
 )
 
@@ -21,12 +20,11 @@ func (d *doctor) deliver(ctx context.Context) {
 		return
 	}
 	at := func(link string, needs ...string) step { return step{link: link, server: s.Name, needs: needs} }
-	// METADATA off and the like are why nothing will come: they are said above.
-	needs := []string{"entry", "registry"}
-	if d.feed == nil {
-		needs = append(needs, "watch")
+	if d.seen != nil && d.seen.broken() {
+		d.tell(step{link: "watch"}, brokeOff().finding())
 	}
-	sent := at("canary", needs...)
+	// METADATA off and the like are why nothing will come: they are said above.
+	sent := at("canary", "entry", "registry", "watch")
 	if why := d.missing(sent); why != "" || ctx.Err() != nil {
 		d.do(ctx, sent, nil)
 		d.do(ctx, at("notification", "canary"), nil)
@@ -38,24 +36,22 @@ func (d *doctor) deliver(ctx context.Context) {
 		return
 	}
 	began := d.Now()
-	c := newCanary(d.User, d.Random(), began)
-	seen := d.follow(ctx, c, began)
-	defer seen.stop()
+	d.seen.begin(began)
 	x := d.symptoms(ctx, s)
-	d.send(ctx, s, c, &x)
+	d.send(ctx, s, d.seen.canary, &x)
 	if ctx.Err() != nil {
 		d.do(ctx, sent, nil)
 		return
 	}
 	if x.accepted {
-		f := ok(fmt.Sprintf("LMTP took the message for %s; it stays in the INBOX: %q", d.User, c.subject))
+		f := ok(fmt.Sprintf("LMTP took the message for %s; it stays in the INBOX: %q", d.User, d.seen.canary.subject))
 		if x.sendmail {
 			f.detail = strings.Replace(f.detail, "LMTP", d.Sendmail, 1)
 		}
 		f.took = x.took
 		d.tell(sent, f)
 	}
-	d.await(ctx, s, x, seen, began)
+	d.await(ctx, s, x, began)
 }
 
 // unfit says why no notification can come, whatever Dovecot does.
@@ -122,21 +118,22 @@ func (d *doctor) send(ctx context.Context, s *config.Server, c canary, x *sympto
 
 // await waits for the notification and its proof, and says what it means if
 // they do not come.
-func (d *doctor) await(ctx context.Context, s *config.Server, x symptoms, seen *follower, began time.Time) {
+func (d *doctor) await(ctx context.Context, s *config.Server, x symptoms, began time.Time) {
 	at := step{link: "notification", server: s.Name}
 	var arrived time.Duration
 	if x.accepted {
-		if n, after := seen.wait(ctx, d.Wait.Arrive); n != nil {
+		if n, after := d.seen.wait(ctx, d.Wait.Arrive); n != nil {
 			x.got, arrived = n, after
 		}
 	}
-	x.refusals = seen.refused()
+	x.refusals, x.broken = d.seen.refused(), d.seen.broken()
 	if ctx.Err() != nil {
 		d.do(ctx, at, nil)
 		return
 	}
 	causes := diagnose(x)
-	if !x.accepted && len(causes) > 0 && causes[0].name == causeTimeout {
+	blind := len(only(causes, causeBrokeOff)) > 0
+	if !x.accepted && (blind || len(only(causes, causeTimeout)) > 0) {
 		f := warn(fmt.Sprintf("LMTP has not answered: %v; the message may be in the INBOX all the same", x.trouble), "")
 		f.took = x.took
 		d.tell(step{link: "canary", server: s.Name}, f)
@@ -146,13 +143,16 @@ func (d *doctor) await(ctx context.Context, s *config.Server, x symptoms, seen *
 		f := c.finding()
 		f.took = arrived
 		to := at
-		if !x.accepted {
+		switch {
+		case blind:
+			to = step{link: "watch"}
+		case !x.accepted:
 			to.link, f.took = "canary", x.took
 		}
 		d.tell(to, f)
 	}
-	if !x.accepted {
-		d.do(ctx, step{link: "notification", server: s.Name, needs: []string{"canary"}}, func() finding { return skip("nothing was delivered") })
+	if blind || !x.accepted {
+		d.do(ctx, step{link: "notification", server: s.Name, needs: []string{"canary", "watch"}}, func() finding { return skip("nothing was delivered") })
 	}
 	if len(causes) == 0 && x.got != nil {
 		f := ok("came for " + x.got.User + ", " + spent(arrived.Seconds()) + " after the delivery began")
@@ -162,10 +162,12 @@ func (d *doctor) await(ctx context.Context, s *config.Server, x symptoms, seen *
 	d.do(ctx, step{link: "proof", server: s.Name, needs: []string{"canary", "notification"}}, func() finding { return d.proof(ctx, s.Name, began) })
 }
 
-// noteEvery is more than how often the service notes that a user is proven.
+// noteEvery is more than how often the service notes that a user is proven:
+// once a minute, with the newest time.
 const noteEvery = 65 * time.Second
 
-// proof waits until the registry says that the user is proven.
+// proof waits until the registry says that the user is proven by the canary, or
+// finds that it will not say so soon.
 func (d *doctor) proof(ctx context.Context, server string, began time.Time) finding {
 	if !d.feed.Proves {
 		return skip("no service runs that would note it in the registry")
@@ -177,8 +179,11 @@ func (d *doctor) proof(ctx context.Context, server string, began time.Time) find
 		switch {
 		case err != nil && limited.Err() == nil:
 			return failure(err)
-		case found && began.Sub(row.ProvenAt) < noteEvery:
+		case found && !row.ProvenAt.Before(began.Truncate(time.Millisecond)): // as the registry keeps it
 			return ok("the registry has it: " + clock(row.ProvenAt))
+		case found && row.ProvenAt.Add(noteEvery).Sub(d.Now()) > d.Wait.Proof:
+			return ok(fmt.Sprintf("the registry's last proof, of %s, is %d s older than the test: a user's is written once a minute, and this one is not due yet",
+				clock(row.ProvenAt), began.Sub(row.ProvenAt)/time.Second))
 		}
 		select {
 		case <-limited.Done():
@@ -189,94 +194,4 @@ func (d *doctor) proof(ctx context.Context, server string, began time.Time) find
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
-}
-
-// follower keeps of a Feed what concerns the canary.
-type follower struct {
-	end     context.CancelFunc
-	done    chan struct{}
-	found   chan arrival // holds the canary's notification
-	refusal chan []notify.Refusal
-	now     func() time.Time
-}
-
-type arrival struct {
-	*notify.Notification
-	after time.Duration
-}
-
-// maxRefusals bounds what strangers can make us keep.
-const maxRefusals = 64
-
-// follow reads the Feed until stop. What came before began is another's, or
-// what we were refused ourselves.
-func (d *doctor) follow(ctx context.Context, c canary, began time.Time) *follower {
-	ctx, end := context.WithCancel(ctx)
-	f := &follower{end: end, done: make(chan struct{}), found: make(chan arrival, 1), refusal: make(chan []notify.Refusal, 1), now: d.Now}
-	f.refusal <- nil
-	go func() {
-		defer close(f.done)
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case e, open := <-d.feed.Events:
-				if !open {
-					return
-				}
-				f.take(e, c, began)
-			}
-		}
-	}()
-	return f
-}
-
-func (f *follower) take(e notify.Event, c canary, began time.Time) {
-	if n := e.Notification; n != nil && strings.Contains(n.Subject, c.subject) {
-		select {
-		case f.found <- arrival{n, f.now().Sub(began)}:
-		default: // another one of the same
-		}
-	}
-	if r := e.Refusal; r != nil && !r.At.Before(began) {
-		list := <-f.refusal
-		if len(list) < maxRefusals {
-			list = append(list, *r)
-		}
-		f.refusal <- list
-	}
-}
-
-// wait waits for the notification; nil: it did not come in time. Has Dovecot
-// been refused, a second will do: LMTP answers when the driver is done.
-func (f *follower) wait(ctx context.Context, limit time.Duration) (n *notify.Notification, after time.Duration) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	look := time.NewTimer(min(limit, time.Second))
-	defer look.Stop()
-	for {
-		select {
-		case a := <-f.found:
-			return a.Notification, a.after
-		case <-ctx.Done():
-			return nil, 0
-		case <-look.C:
-			if len(f.refused()) > 0 {
-				return nil, 0
-			}
-		}
-	}
-}
-
-// refused returns the refusals until now.
-func (f *follower) refused() []notify.Refusal {
-	list := <-f.refusal
-	f.refusal <- list
-	return list
-}
-
-// stop ends the reading and waits for that.
-func (f *follower) stop() {
-	f.end()
-	<-f.done
 }

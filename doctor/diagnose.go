@@ -24,6 +24,7 @@ type symptoms struct {
 
 	got      *notify.Notification // of the canary
 	refusals []notify.Refusal     // since the canary was sent
+	broken   bool                 // the view of notifications ended early: silence says nothing
 
 	sameEntry bool // DoveAdm reads what IMAP reads, so that LMTP does
 
@@ -73,6 +74,9 @@ func diagnose(s symptoms) []cause {
 	slow := s.took >= waited && !s.sendmail
 	if !s.accepted && !slow {
 		return []cause{{causeUnreachable, Fail, Transient, fmt.Sprintf("LMTP did not take the canary: %v", s.trouble), "Dovecot's log says why"}}
+	}
+	if s.broken {
+		return []cause{brokeOff()}
 	}
 	return s.silence(slow)
 }

@@ -58,6 +58,10 @@ func TestSymptomsLeadToTheirCause(t *testing.T) {
 		}), []string{causePath}},
 		{"refused, and LMTP never answered", taken(func(s *symptoms) { s.accepted, s.refusals = false, refusal(401, notify.WrongCredentials) }), []string{causePassword}},
 
+		{"silence, and the view broke off", taken(func(s *symptoms) { s.broken, s.settings = true, with(func(x *settings) { x.drivers = nil }) }), []string{causeBrokeOff}},
+		{"slow silence, and the view broke off", taken(func(s *symptoms) { s.broken, s.took = true, 4*time.Second }), []string{causeBrokeOff}},
+		{"refused, and the view broke off", taken(func(s *symptoms) { s.broken, s.refusals = true, refusal(404, notify.WrongPath) }), []string{causePath}},
+		{"it came, and the view broke off", taken(func(s *symptoms) { s.broken, s.got = true, came("alice") }), nil},
 		{"silence", taken(func(s *symptoms) {}), []string{causePlugin, causeElsewhere, causeDictPath, causeFolder}},
 		{"silence, and DoveAdm reads what IMAP reads", taken(func(s *symptoms) { s.sameEntry = true }), []string{causePlugin, causeElsewhere, causeFolder}},
 		{"silence after 4 s, as of 2.3", taken(func(s *symptoms) { s.took = 4 * time.Second }), []string{causeTimeout, causeElsewhere}},

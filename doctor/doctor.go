@@ -3,6 +3,7 @@ package doctor
 import (
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"time"
 
 	"dovepush/config"
@@ -35,13 +36,23 @@ type Options struct {
 	// IMAP and Doveadm make the connectors of the server number i.
 	IMAP    func(i int, s *config.Server) (*imapmeta.Client, error)
 	Doveadm func(i int, s *config.Server) (*doveadm.Client, error)
-	// Spool tells what waits for webhooks in the spool at path, which is there.
-	// Optional.
+	// Service asks the API of the running service for a path, and returns what it
+	// answers: at most a line or so. Optional: without it the service counts as
+	// not running.
+	Service func(ctx context.Context, path string) (status int, body string, err error)
+	// Keys says what is wrong with the form of secrets that can be read: identity
+	// keys, and those of webhooks. Its error names the key of each. Optional.
+	Keys func(ctx context.Context, c *config.Config) error
+	// Spool looks for damage in the spool at path, which is there, and tells what
+	// waits in it for webhooks. Its error says how to mend it. Optional.
 	Spool func(ctx context.Context, path string) ([]Waiting, error)
 	// Watch opens a view of what Dovecot sends. Serving says whether the service
 	// was found to run. Optional: without it --deliver cannot see anything.
 	Watch func(ctx context.Context, serving bool) (*Feed, error)
 
+	// Roots are who may vouch for the notify endpoint. Nil: whom this machine
+	// trusts.
+	Roots *x509.CertPool
 	// Report is told of each link when it is done.
 	Report func(Result)
 
@@ -91,6 +102,7 @@ type doctor struct {
 	registry *registry.Registry // nil: there is none
 	serving  bool               // the service answers
 	feed     *Feed
+	seen     *follower                 // what it shows
 	settings map[string]*settings      // Dovecot's, by server
 	entry    entryState                // of User
 	read     map[string]imapmeta.Value // by IMAP, by server
@@ -128,6 +140,9 @@ func Run(ctx context.Context, o Options) Verdict {
 }
 
 func (d *doctor) close() {
+	if d.seen != nil {
+		d.seen.stop()
+	}
 	if d.feed != nil && d.feed.Close != nil {
 		d.feed.Close()
 	}

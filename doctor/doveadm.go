@@ -9,90 +9,129 @@ import (
 	"time"
 
 	"dovepush/config"
+	"dovepush/doveadm"
 	"dovepush/imapmeta"
 )
+
+// doveadmWalk is the part of the walk that goes by a server's DoveAdm.
+type doveadmWalk struct {
+	*doctor
+	server *config.Server
+	client *doveadm.Client
+	user   string // whose entry is looked at; empty: nobody's
+}
+
+func (w doveadmWalk) at(link string, needs ...string) step {
+	return step{link: link, server: w.server.Name, needs: needs}
+}
 
 // checkDoveadm looks at each endpoint, and at the user by one that works. It
 // returns the addresses of the endpoints.
 func (d *doctor) checkDoveadm(ctx context.Context, i int, s *config.Server, user string, named bool) (ips []netip.Addr) {
-	at := func(link string, needs ...string) step { return step{link: link, server: s.Name, needs: needs} }
+	w := doveadmWalk{doctor: d, server: s, user: user}
 	conf, err := s.DoveadmTLSConfig()
 	if err != nil {
-		d.tell(at("doveadm"), failure(err))
+		d.tell(w.at("doveadm"), failure(err))
 		return nil
 	}
 	for _, endpoint := range s.Doveadm.Endpoints {
 		ips = append(ips, d.approach(ctx, s.Name, endpoint, conf)...)
 	}
-	secret := s.Doveadm.APIKey
-	if !secret.IsSet() {
-		secret = s.Doveadm.Password
-	}
-	works := 0
-	client, err := d.Doveadm(i, s)
-	if err != nil {
-		d.tell(at("doveadm"), failure(err))
+	if w.client, err = d.Doveadm(i, s); err != nil {
+		d.tell(w.at("doveadm"), failure(err))
 		return ips
 	}
-	defer client.Close()
-	keyed := at("doveadm", secret.Key())
-	if why := d.missing(keyed); why != "" || ctx.Err() != nil {
-		d.do(ctx, keyed, func() finding { return skip("interrupted") })
-	} else {
-		client.Examine(ctx, func(url string, took time.Duration, err error) {
-			f := ok(url + " takes the key")
-			if err != nil {
-				f = failure(err)
-				f.detail = url + ": " + f.detail
-			} else {
-				works++
-			}
-			f.took = took
-			d.tell(keyed, f)
-		})
+	defer w.client.Close()
+	w.checkKey(ctx)
+	w.checkUser(ctx)
+	if s.Connector == config.ConnectorIMAP {
+		w.compareWithIMAP(ctx)
+		return ips
 	}
-	if works > 0 {
-		d.done[at("doveadm").id()] = OK // one will do
+	w.checkEntry(ctx)
+	w.probe(ctx, named)
+	return ips
+}
+
+// checkKey asks each endpoint whether it takes the key. One will do.
+func (w doveadmWalk) checkKey(ctx context.Context) {
+	secret := w.server.Doveadm.APIKey
+	if !secret.IsSet() {
+		secret = w.server.Doveadm.Password
 	}
-	d.do(ctx, at("doveadm user", "doveadm"), func() finding {
-		if user == "" {
+	all := w.at("doveadm", secret.Key())
+	if why := w.missing(all); why != "" || ctx.Err() != nil {
+		w.do(ctx, all, func() finding { return skip("interrupted") })
+		return
+	}
+	status := Fail
+	w.client.Examine(ctx, func(url string, took time.Duration, err error) {
+		f := ok(url + " takes the key")
+		if err != nil {
+			f = failure(err)
+			f.detail = url + ": " + f.detail
+		} else {
+			status = OK
+		}
+		f.took = took
+		w.tell(step{link: all.link, server: all.server, at: url}, f)
+	})
+	w.note(all, status)
+}
+
+func (w doveadmWalk) checkUser(ctx context.Context) {
+	w.do(ctx, w.at("doveadm user", "doveadm"), func() finding {
+		if w.user == "" {
 			return skip("nobody is registered here: name a user with --user")
 		}
-		known, err := client.Exists(ctx, user)
+		known, err := w.client.Exists(ctx, w.user)
 		switch {
 		case err != nil:
 			return failure(err)
 		case !known:
-			return fail(Refused, "Dovecot's userdb does not know "+user, "doveadm user "+shell(user)+" must print his home; or is the name another one?")
+			return fail(Refused, "Dovecot's userdb does not know "+w.user, "doveadm user "+shell(w.user)+" must print his home; or is the name another one?")
 		}
-		return ok("the userdb knows " + user)
+		return ok("the userdb knows " + w.user)
 	})
-	if s.Connector == config.ConnectorIMAP {
-		d.do(ctx, at("doveadm entry", "doveadm user", "metadata", "entry read"), func() finding {
-			outcome, err := client.Update(ctx, user, func(imapmeta.Value) imapmeta.Change { return imapmeta.Keep() })
-			switch {
-			case err != nil:
-				return failure(err)
-			case outcome.Had != d.read[s.Name]:
-				c := otherFile("IMAP and DoveAdm read different entries for " + user)
-				return c.finding()
-			}
-			return ok("the same as by IMAP")
-		})
-		return ips
-	}
-	d.do(ctx, at("entry", "doveadm user"), func() finding {
-		outcome, err := client.Update(ctx, user, func(imapmeta.Value) imapmeta.Change { return imapmeta.Keep() })
+}
+
+// entry reads the user's.
+func (w doveadmWalk) entry(ctx context.Context) (imapmeta.Value, error) {
+	outcome, err := w.client.Update(ctx, w.user, func(imapmeta.Value) imapmeta.Change { return imapmeta.Keep() })
+	return outcome.Had, err
+}
+
+// compareWithIMAP tells whether DoveAdm and IMAP read the same entry.
+func (w doveadmWalk) compareWithIMAP(ctx context.Context) {
+	w.do(ctx, w.at("doveadm entry", "doveadm user", "metadata", "entry read"), func() finding {
+		have, err := w.entry(ctx)
+		switch {
+		case err != nil:
+			return failure(err)
+		case have != w.read[w.server.Name]:
+			return otherFile("IMAP and DoveAdm read different entries for " + w.user).finding()
+		}
+		return ok("the same as by IMAP")
+	})
+}
+
+func (w doveadmWalk) checkEntry(ctx context.Context) {
+	w.do(ctx, w.at("entry", "doveadm user"), func() finding {
+		have, err := w.entry(ctx)
 		if err != nil {
 			return failure(err)
 		}
-		return d.compare(ctx, s.Name, user, outcome.Had)
+		return w.compare(ctx, w.server.Name, w.user, have)
 	})
-	d.do(ctx, at("probe", "doveadm user", "entry"), func() finding {
+}
+
+// probe writes an entry of ours, if the user was named.
+func (w doveadmWalk) probe(ctx context.Context, named bool) {
+	w.do(ctx, w.at("probe", "doveadm user", "entry"), func() finding {
 		if !named {
 			return skip("writes to nobody's mailbox but --user's")
 		}
-		if err := client.Probe(ctx, user, d.Random()); err != nil {
+		if err := w.client.Probe(ctx, w.user, w.Random()); err != nil {
 			f := failure(err)
 			var e *imapmeta.Error
 			if errors.As(err, &e) && e.Op == "setmetadata" && strings.HasSuffix(e.Status, "75") {
@@ -102,7 +141,6 @@ func (d *doctor) checkDoveadm(ctx context.Context, i int, s *config.Server, user
 		}
 		return ok("an entry was written, read and removed")
 	})
-	return ips
 }
 
 // approach connects to one endpoint of DoveAdm, and looks at its certificate.

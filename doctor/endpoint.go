@@ -3,7 +3,6 @@ package doctor
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -12,21 +11,6 @@ import (
 	"net/url"
 	"strings"
 )
-
-// watch opens the view of what Dovecot sends, before the endpoint is looked at:
-// it may be what listens there.
-func (d *doctor) watch(ctx context.Context) {
-	if !d.Deliver || d.Watch == nil || d.config.Notify.Listen == "" || ctx.Err() != nil {
-		return
-	}
-	feed, err := d.Watch(ctx, d.serving)
-	if err != nil {
-		d.tell(step{link: "watch"}, fail(Unavailable, err.Error(), "without it what Dovecot sends cannot be seen: start the service, or end the program that has the port of notify.listen"))
-		return
-	}
-	d.feed = feed
-	d.tell(step{link: "watch"}, ok(feed.Where))
-}
 
 // checkEndpoint calls the notify endpoint as Dovecot would, without a
 // notification.
@@ -55,46 +39,24 @@ func (d *doctor) checkEndpoint(ctx context.Context) {
 	ips := d.checkName(ctx, name, address)
 	d.checkTCP(ctx, tcp, ips, address, "dovepush serve listens at notify.listen only while it runs: systemctl status dovepush; does notify.url lead here?")
 	s.needs = []string{"endpoint tcp", n.Password.Key()}
+	g := guard{now: d.Now, roots: d.Roots}
 	if u.Scheme == "https" {
-		d.do(ctx, step{link: "endpoint tls", needs: s.needs[:1]}, func() finding { return d.presented(ctx, u, whole) })
+		d.do(ctx, step{link: "endpoint tls", needs: s.needs[:1]}, func() finding {
+			if g.own, err = n.TLSConfig(); err != nil {
+				return failure(err)
+			}
+			if whole {
+				g.name = u.Hostname()
+			}
+			return d.presented(ctx, u, g)
+		})
+		s.needs = append(s.needs, "endpoint tls")
 	}
-	d.do(ctx, s, func() finding { return d.call(ctx, u) })
-}
-
-// presented looks at the endpoint's certificate as Dovecot does.
-func (d *doctor) presented(ctx context.Context, u *url.URL, named bool) finding {
-	state, err := d.shake(ctx, hostPort(u), &tls.Config{MinVersion: tls.VersionTLS12, ServerName: u.Hostname(), InsecureSkipVerify: true})
-	if err != nil {
-		return judgeTLS(state, err, d.Now())
-	}
-	cert := state.PeerCertificates[0]
-	options := x509.VerifyOptions{CurrentTime: d.Now(), Intermediates: x509.NewCertPool()}
-	if named {
-		options.DNSName = u.Hostname()
-	}
-	for _, c := range state.PeerCertificates[1:] {
-		options.Intermediates.AddCert(c)
-	}
-	_, err = cert.Verify(options)
-	text := "certificate " + describe(cert, d.Now())
-	var name x509.HostnameError
-	var trust x509.UnknownAuthorityError
-	var invalid x509.CertificateInvalidError
-	switch {
-	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return fail(Unavailable, text, "renew notify.tls_cert_file, then systemctl reload dovepush: Dovecot does not call it")
-	case errors.As(err, &name):
-		return fail(Unavailable, text+": not for "+u.Hostname(), "Dovecot compares the names: give notify.tls_cert_file one for "+u.Hostname()+", or set notify.url to a name that stands in it")
-	case errors.As(err, &trust):
-		return warn(text+": this machine does not trust its issuer", "Dovecot must: set its ssl_client_ca_file to the issuer's certificate")
-	case err != nil:
-		return warn(text+": "+err.Error(), "")
-	}
-	return judgeTLS(state, nil, d.Now())
+	d.do(ctx, s, func() finding { return d.call(ctx, u, g) })
 }
 
 // call sends an empty body, with the wrong password and with the right one.
-func (d *doctor) call(ctx context.Context, u *url.URL) finding {
+func (d *doctor) call(ctx context.Context, u *url.URL, g guard) finding {
 	n := &d.config.Notify
 	password := ""
 	if n.Password.IsSet() {
@@ -103,7 +65,12 @@ func (d *doctor) call(ctx context.Context, u *url.URL) finding {
 			return failure(err)
 		}
 	}
-	right, ours, err := d.put(ctx, u, n.Username, password)
+	right, ours, err := d.put(ctx, u, g, n.Username, password)
+	if stranger := new(strangerError); errors.As(err, &stranger) {
+		f := skip("not called: " + stranger.Error() + ", so that it does not get the password")
+		f.mend = mendStranger
+		return f
+	}
 	if err != nil {
 		return fail(Transient, "does not answer: "+bare(err).Error(), "does another program listen at notify.listen, or does notify.url speak http where https is, or the reverse?")
 	}
@@ -122,7 +89,7 @@ func (d *doctor) call(ctx context.Context, u *url.URL) finding {
 	case password == "":
 		return ok(u.String() + " answers; it asks for no password")
 	}
-	wrong, _, err := d.put(ctx, u, n.Username, d.Random())
+	wrong, _, err := d.put(ctx, u, g, n.Username, d.Random())
 	switch {
 	case err != nil:
 		return fail(Transient, "does not answer: "+bare(err).Error(), "")
@@ -132,8 +99,9 @@ func (d *doctor) call(ctx context.Context, u *url.URL) finding {
 	return ok(u.String() + " answers, takes the password, and refuses others")
 }
 
-// put sends a PUT with an empty body, and tells whether a dovepush answered.
-func (d *doctor) put(ctx context.Context, u *url.URL, username, password string) (status int, ours bool, err error) {
+// put sends a PUT with an empty body, and tells whether a dovepush answered. A
+// password goes to nobody whom g does not know.
+func (d *doctor) put(ctx context.Context, u *url.URL, g guard, username, password string) (status int, ours bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*d.Wait.Connect)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, http.MethodPut, u.String(), http.NoBody)
@@ -141,15 +109,16 @@ func (d *doctor) put(ctx context.Context, u *url.URL, username, password string)
 		return 0, false, err
 	}
 	request.Header.Set("Content-Type", "application/json")
+	conf := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: u.Hostname(), InsecureSkipVerify: true}
 	if password != "" {
+		conf.VerifyConnection = g.knows
 		request.SetBasicAuth(username, password)
 	}
 	client := http.Client{
 		Transport: &http.Transport{
 			DisableKeepAlives: true,
 			DialContext:       (&net.Dialer{}).DialContext,
-			// It was looked at before, and the password is for whoever is there.
-			TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true},
+			TLSClientConfig:   conf,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
@@ -160,13 +129,4 @@ func (d *doctor) put(ctx context.Context, u *url.URL, username, password string)
 	defer response.Body.Close()
 	body, _ := io.ReadAll(io.LimitReader(response.Body, 512))
 	return response.StatusCode, strings.HasPrefix(string(body), "dovepush: "), nil
-}
-
-// parseURL does not repeat the URL in its error: it may hold a secret.
-func parseURL(raw string) (*url.URL, error) {
-	u, err := url.Parse(raw)
-	if err != nil || u.Hostname() == "" {
-		return nil, errors.New("no URL with a host")
-	}
-	return u, nil
 }

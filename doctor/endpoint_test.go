@@ -2,8 +2,14 @@ package doctor
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -70,36 +76,65 @@ func TestWebhooksAreReachedAndNotCalled(t *testing.T) {
 	}
 }
 
-// A service whose API answers, in the words of its own.
+// What is left of a webhook that was taken out of the settings waits for ever.
+func TestWhatIsKeptForAFormerWebhookIsNamed(t *testing.T) {
+	c := newChain(t)
+	c.write(t, "spool.db", "")
+	c.write(t, "notify", notifyPassword+"\n")
+	var damage error
+	look := func() walk {
+		o := c.options(t, notifySettings("127.0.0.1:1"))
+		o.Deliver = false
+		o.Spool = func(context.Context, string) ([]Waiting, error) {
+			return []Waiting{{Target: "old", Waiting: 3, Dead: 2, Oldest: time.Now().Add(-time.Hour), LastError: "connection refused"}, {Target: "done"}}, damage
+		}
+		return run(t, o)
+	}
+	w := look()
+	w.has(t, "spool", Warn, "old: 3 waiting, 2 dead letters, not configured any more", "done: 0 waiting, 0 dead letters, not configured any more", "dovepush webhooks old --drop deletes")
+	for _, r := range w.of("spool") {
+		if strings.Contains(r.Mend, "receiver") || strings.Contains(r.Mend, "done") {
+			t.Errorf("mend %q", r.Mend)
+		}
+	}
+	damage = errors.New("spool x: check: damaged; move it away")
+	look().has(t, "spool", Fail, "move it away")
+}
+
+// A service whose API answers, or does not.
 func TestTheServiceIsAskedHowItIs(t *testing.T) {
+	const settings = "[[server]]\naddress = \"127.0.0.1:1\"\ntls = \"none\"\n[server.auth]\nmaster_user = \"m\"\npassword = \"x\"\n[registry]\npath = \"registry.db\"\n[api]\n"
 	for _, test := range []struct {
 		name           string
 		healthy, ready int
+		err            error
+		api            string
 		status         Status
 		words          []string
 	}{
-		{"well", 200, 200, OK, []string{"runs and is ready"}},
-		{"stuck", 503, 200, Fail, []string{"its wheels do not turn"}},
-		{"not ready", 200, 503, Fail, []string{"not ready", "because"}},
+		{"well", 200, 200, nil, "listen = \"127.0.0.1:1\"\ntoken = \"t\"\n", OK, []string{"runs and is ready"}},
+		{"stuck", 503, 200, nil, "listen = \"127.0.0.1:1\"\ntoken = \"t\"\n", Fail, []string{"its wheels do not turn"}},
+		{"not ready", 200, 503, nil, "listen = \"127.0.0.1:1\"\ntoken = \"t\"\n", Fail, []string{"not ready", "because"}},
+		{"not there", 0, 0, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, "listen = \"unix:/x\"\n", Warn, []string{"not running", "systemctl start dovepush"}},
+		{"not for us", 0, 0, &net.OpError{Op: "dial", Err: syscall.EACCES}, "listen = \"unix:/x\"\n", Warn, []string{"cannot be seen", "run doctor as root"}},
+		{"another one", 0, 0, fmt.Errorf("x: %w", &tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}), "listen = \"127.0.0.1:1\"\ntoken = \"t\"\n",
+			Fail, []string{"another certificate than api.tls_cert_file", "systemctl reload dovepush"}},
+		{"not asked", 200, 200, nil, "listen = \"\"\n", Skip, []string{"api.listen is empty"}},
+		{"its token cannot be read", 200, 200, nil, "listen = \"127.0.0.1:1\"\ntoken_file = \"none\"\n", Skip, []string{"api.token_file failed"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := newChain(t)
-			address := answering(t, func(w http.ResponseWriter, r *http.Request) {
-				code := test.healthy
-				if r.URL.Path == "/readyz" {
-					code = test.ready
-				}
-				http.Error(w, "because", code)
-			})
-			o := c.options(t, fmt.Sprintf("[[server]]\naddress = \"127.0.0.1:1\"\ntls = \"none\"\n[server.auth]\nmaster_user = \"m\"\npassword = \"x\"\n[registry]\npath = \"registry.db\"\n[api]\nlisten = %q\ntoken = \"t\"\n", address))
+			o := c.options(t, settings+test.api)
 			o.Deliver = false
+			o.Service = func(_ context.Context, path string) (int, string, error) {
+				if path == "/readyz" {
+					return test.ready, "because\n", test.err
+				}
+				return test.healthy, "because\n", test.err
+			}
 			run(t, o).has(t, "service", test.status, test.words...)
 		})
 	}
-	c := newChain(t)
-	o := c.options(t, "[[server]]\naddress = \"127.0.0.1:1\"\ntls = \"none\"\n[server.auth]\nmaster_user = \"m\"\npassword = \"x\"\n[registry]\npath = \"registry.db\"\n[api]\nlisten = \"unix:"+c.dir+"/api.sock\"\n")
-	o.Deliver = false
-	run(t, o).has(t, "service", Warn, "not running", "systemctl start dovepush")
 }
 
 // The walk ends where it is interrupted, and says so.

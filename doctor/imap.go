@@ -65,7 +65,7 @@ func (d *doctor) checkIMAP(ctx context.Context, i int, s *config.Server, user st
 	}
 	found := func(f imapmeta.Found) {
 		if f.Step == imapmeta.StepEntry && f.Err != nil {
-			d.done[at("entry read").id()] = Fail
+			d.note(at("entry read"), Fail)
 		}
 		for j, next := range left {
 			if next.link == linkOf(f.Step) {

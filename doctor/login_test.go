@@ -46,8 +46,19 @@ func TestUsersAndLoginsThatFailAreNamed(t *testing.T) {
 			c.write(t, "master", c.server.MasterPassword+"\n")
 
 			c.write(t, "key", "wrong\n")
-			look("alice", nil).has(t, "doveadm", Fail, "401", "doveadm_api_key")
+			w = look("alice", nil)
+			w.has(t, "doveadm", Fail, "401", "doveadm_api_key")
+			w.has(t, "doveadm user", Skip, "doveadm failed")
 			c.write(t, "key", c.server.APIKey+"\n")
+
+			// One endpoint that works will do for what comes after.
+			one := text
+			text = strings.Replace(text, "endpoints = [", "endpoints = [\"http://127.0.0.1:1/doveadm/v1\", ", 1)
+			w = look("alice", nil)
+			w.has(t, "doveadm", Fail, "127.0.0.1:1")
+			w.has(t, "doveadm", OK, c.server.DoveadmURL)
+			w.has(t, "doveadm user", OK)
+			text = one
 
 			c.change(t, func(s string) string { return strings.Replace(s, "  result_success = continue\n", "", 1) })
 			w = look("alice", func(o *Options) { o.Doveconf = c.doveconf(t) })

@@ -3,6 +3,8 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
@@ -333,14 +335,20 @@ func answering(t *testing.T, handler http.HandlerFunc) (address string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: handler}
+	serveOn(t, listener, handler)
+	return listener.Addr().String()
+}
+
+// serveOn serves until the test ends.
+func serveOn(t *testing.T, listener net.Listener, handler http.HandlerFunc) {
+	t.Helper()
+	server := &http.Server{Handler: handler, ErrorLog: log.New(io.Discard, "", 0)} // handshakes that doctor breaks off
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	t.Cleanup(func() {
 		server.Close()
 		<-served
 	})
-	return listener.Addr().String()
 }
 
 // attributes is what a user's dict holds; empty, if there is none.

@@ -165,3 +165,12 @@ func sameHost(a, b string) bool {
 	}
 	return loop(a) && loop(b)
 }
+
+// parseURL does not repeat the URL in its error: it may hold a secret.
+func parseURL(raw string) (*url.URL, error) {
+	u, err := url.Parse(raw)
+	if err != nil || u.Hostname() == "" {
+		return nil, errors.New("no URL with a host")
+	}
+	return u, nil
+}

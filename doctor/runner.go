@@ -33,7 +33,7 @@ const (
 	Transient         // may work later
 	Unavailable       // a server does not serve us, or a notification did not come
 	Refused           // a login or password was refused
-	Settings          // settings, secrets, or the registry
+	Settings          // settings, secrets, the registry, or the spool
 )
 
 // Result is one link of the chain. Its texts may hold what strangers wrote, but
@@ -157,13 +157,18 @@ func (d *doctor) missing(s step) string {
 
 // tell reports a link. One that is told more than once is as bad as its worst.
 func (d *doctor) tell(s step, f finding) {
-	rank := []Status{"", OK, Warn, Skip, Fail}
-	if was := d.done[s.id()]; slices.Index(rank, f.status) > slices.Index(rank, was) {
-		d.done[s.id()] = f.status
-	}
+	d.note(s, f.status)
 	r := Result{Link: s.link, Server: s.server, At: s.at, Status: f.status, Detail: f.detail, Mend: f.mend, Seconds: f.took.Seconds(), Fault: f.fault}
 	d.verdict.add(r)
 	d.Report(r)
+}
+
+// note is tell for a step that is no link, but that links need.
+func (d *doctor) note(s step, status Status) {
+	rank := []Status{"", OK, Warn, Skip, Fail}
+	if slices.Index(rank, status) > slices.Index(rank, d.done[s.id()]) {
+		d.done[s.id()] = status
+	}
 }
 
 func (v *Verdict) add(r Result) {

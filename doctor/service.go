@@ -1,14 +1,11 @@
 package doctor
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"net"
 	"net/http"
 	"strings"
 
@@ -19,17 +16,20 @@ const mendService = "systemctl start dovepush, and see journalctl -u dovepush; w
 
 // checkService asks the service's API how it is.
 func (d *doctor) checkService(ctx context.Context) {
-	api := &d.config.API
-	d.do(ctx, step{link: "service"}, func() finding {
-		if api.Listen == "" {
+	s := step{link: "service"}
+	if d.config.API.Token.IsSet() {
+		s.needs = []string{d.config.API.Token.Key()}
+	}
+	d.do(ctx, s, func() finding {
+		switch {
+		case d.config.API.Listen == "":
 			return skip("api.listen is empty: whether a service runs is not known")
+		case d.Service == nil:
+			return skip("whether a service runs is not looked at")
 		}
 		alive, text, err := d.ask(ctx, "/healthz")
-		if errors.Is(err, fs.ErrPermission) {
-			return warn("whether it runs cannot be seen: "+err.Error(), "run doctor as root, or as a member of the group of "+api.Listen)
-		}
 		if err != nil {
-			return warn("not running: "+err.Error(), mendService)
+			return d.unanswered(err)
 		}
 		d.serving = true
 		if alive != http.StatusOK {
@@ -42,72 +42,33 @@ func (d *doctor) checkService(ctx context.Context) {
 		case ready != http.StatusOK:
 			return fail(Transient, "runs, but is not ready: "+text, "journalctl -u dovepush says why")
 		}
-		return ok("runs and is ready, at " + api.Listen)
+		return ok("runs and is ready, at " + d.config.API.Listen)
 	})
 }
 
-// ask sends a GET to the service and returns the status, and what it says if
-// that is not 200.
+// unanswered says what it means that the API cannot be asked.
+func (d *doctor) unanswered(err error) finding {
+	var setting *config.Error
+	var stranger *tls.CertificateVerificationError
+	switch {
+	case errors.As(err, &setting):
+		return failure(err)
+	case errors.Is(err, fs.ErrPermission):
+		return warn("whether it runs cannot be seen: "+bare(err).Error(), "run doctor as root, or as a member of the group of "+d.config.API.Listen)
+	case errors.As(err, &stranger):
+		return fail(Unavailable, "at "+d.config.API.Listen+" is another certificate than api.tls_cert_file, or it has expired: "+bare(err).Error(),
+			"systemctl reload dovepush, if the file was renewed since; else another program listens there: ss -ltnp tells")
+	}
+	return warn("not running: "+bare(err).Error(), mendService)
+}
+
+// ask returns the service's status, and its answer in words.
 func (d *doctor) ask(ctx context.Context, path string) (status int, text string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*d.Wait.Connect)
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*d.Wait.Connect, fmt.Errorf("no answer within %s", 2*d.Wait.Connect))
 	defer cancel()
-	network, address := config.ListenAddress(d.config.API.Listen)
-	scheme, host := "http", "localhost"
-	transport := &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, network, here(network, address))
-		},
+	status, body, err := d.Service(ctx, path)
+	if err != nil && context.Cause(ctx) != nil {
+		err = context.Cause(ctx)
 	}
-	if network == "tcp" {
-		own, err := d.config.API.TLSConfig()
-		if err != nil {
-			return 0, "", err
-		}
-		if own != nil {
-			scheme = "https"
-			transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true, VerifyConnection: sameCertificate(own)}
-		}
-	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+host+path, nil)
-	if err != nil {
-		return 0, "", err
-	}
-	response, err := (&http.Client{Transport: transport}).Do(request)
-	if err != nil {
-		return 0, "", bare(err)
-	}
-	defer response.Body.Close()
-	body, _ := io.ReadAll(io.LimitReader(response.Body, 512))
-	return response.StatusCode, fmt.Sprintf("HTTP %d: %s", response.StatusCode, strings.TrimSpace(string(body))), nil
-}
-
-// sameCertificate wants the certificate that the settings have: nobody else's
-// listens under our settings' address, whatever name it bears.
-func sameCertificate(own *tls.Config) func(tls.ConnectionState) error {
-	return func(state tls.ConnectionState) error {
-		if len(state.PeerCertificates) == 0 || !bytes.Equal(state.PeerCertificates[0].Raw, own.Certificates[0].Certificate[0]) {
-			return errors.New("another certificate than api.tls_cert_file: another program, or the service was not reloaded")
-		}
-		return nil
-	}
-}
-
-// here is an address to connect to on this machine, where one that stands for
-// all is listened on.
-func here(network, address string) string {
-	if network != "tcp" {
-		return address
-	}
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return address
-	}
-	switch host {
-	case "", "0.0.0.0":
-		host = "127.0.0.1"
-	case "::":
-		host = "::1"
-	}
-	return net.JoinHostPort(host, port)
+	return status, fmt.Sprintf("HTTP %d: %s", status, strings.TrimSpace(body)), err
 }

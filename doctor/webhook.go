@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,7 +19,8 @@ func (d *doctor) checkWebhooks(ctx context.Context) {
 	for i := range d.config.Webhooks {
 		d.checkWebhook(ctx, &d.config.Webhooks[i])
 	}
-	if len(d.config.Webhooks) > 0 {
+	// Without webhooks there may be a spool of former ones.
+	if _, err := os.Stat(d.config.SpoolPath()); len(d.config.Webhooks) > 0 || err == nil {
 		d.do(ctx, step{link: "spool"}, func() finding { return d.checkSpool(ctx) })
 	}
 }
@@ -71,6 +73,13 @@ func (d *doctor) checkSpool(ctx context.Context) finding {
 	var texts, mends []string
 	for _, w := range list {
 		text := fmt.Sprintf("%s: %d waiting, %s", w.Target, w.Waiting, count(w.Dead, "dead letter"))
+		if !d.hasWebhook(w.Target) {
+			texts = append(texts, text+", not configured any more")
+			if w.Waiting+w.Dead > 0 {
+				mends = append(mends, w.Target+" is not configured any more: dovepush webhooks "+shell(w.Target)+" --drop deletes what is kept for it")
+			}
+			continue
+		}
 		if w.Waiting > 0 && d.Now().Sub(w.Oldest) > late {
 			text += ", the oldest since " + clock(w.Oldest)
 			if w.LastError != "" {
@@ -91,4 +100,8 @@ func (d *doctor) checkSpool(ctx context.Context) finding {
 		return warn(text, strings.Join(mends, "\n"))
 	}
 	return ok(text)
+}
+
+func (d *doctor) hasWebhook(name string) bool {
+	return slices.ContainsFunc(d.config.Webhooks, func(w config.Webhook) bool { return w.Name == name })
 }

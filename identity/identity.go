@@ -61,16 +61,23 @@ type key struct {
 func New(newest, old string, acceptUnsigned bool) (*Signer, error) {
 	s := &Signer{acceptUnsigned: acceptUnsigned}
 	for i, text := range []string{newest, old} {
-		name := []string{"identity key", "old identity key"}[i]
-		switch n := utf8.RuneCountInString(text); {
-		case i > 0 && (text == "" || text == newest):
+		if i > 0 && (text == "" || text == newest) {
 			continue
-		case n < MinKey:
-			return nil, fmt.Errorf("%s: %d characters are too few, it needs %d or more: make one with \"openssl rand -base64 32\"", name, n, MinKey)
+		}
+		if err := CheckKey(text); err != nil {
+			return nil, fmt.Errorf("%s: %w", []string{"identity key", "old identity key"}[i], err)
 		}
 		s.keys = append(s.keys, newKey(text))
 	}
 	return s, nil
+}
+
+// CheckKey says what is wrong with a key, without showing it.
+func CheckKey(text string) error {
+	if n := utf8.RuneCountInString(text); n < MinKey {
+		return fmt.Errorf("%d characters are too few, it needs %d or more: make one with \"openssl rand -base64 32\"", n, MinKey)
+	}
+	return nil
 }
 
 func newKey(text string) *key {

@@ -25,8 +25,9 @@ type ProverOptions struct {
 	// anybody is registered under one of its names. [*registry.Registry] has it.
 	Prove func(ctx context.Context, proofs ...registry.Proof) (known []bool, err error)
 	// Names returns the names under which the user of a notification may be
-	// registered. It must be quick, and depend on Sent alone. Optional: Sent is
-	// the only one.
+	// registered, of which it is given User and Sent. It must be quick; it is
+	// asked whenever he is to be proven, for keys change. Optional: Sent is the
+	// only one.
 	Names func(n Notification) []string
 	Every time.Duration // how long notifications are gathered: 1s
 	Again time.Duration // how long a user who was proven waits for the next time: 1m
@@ -60,10 +61,10 @@ type Prover struct {
 
 // A proof is what is known of one user.
 type proof struct {
-	sent  string
-	names []string
-	at    time.Time // when his newest notification came that is not proven; zero: none
-	last  time.Time // when he was last proven
+	sent string
+	user string
+	at   time.Time // when his newest notification came that is not proven; zero: none
+	last time.Time // when he was last proven
 }
 
 // NewProver returns a Prover. Nothing is written before Run.
@@ -113,7 +114,7 @@ func (p *Prover) add(n Notification) bool {
 		if !p.makeRoom() {
 			return false
 		}
-		u = &proof{sent: n.Sent, names: p.options.Names(n)}
+		u = &proof{sent: n.Sent, user: n.User}
 		p.users[u.sent] = u
 		p.enqueue(u)
 	}

@@ -132,7 +132,7 @@ func (p *Prover) take(n int) ([]*proof, []registry.Proof) {
 	p.ready = p.ready[len(batch):]
 	proofs := make([]registry.Proof, len(batch))
 	for i, u := range batch {
-		proofs[i] = registry.Proof{Names: u.names, At: u.at}
+		proofs[i] = registry.Proof{Names: p.options.Names(Notification{User: u.user, Sent: u.sent}), At: u.at}
 		u.at = time.Time{}
 	}
 	return batch, proofs

@@ -59,7 +59,7 @@ func newLane(o *Options, t Target) (*lane, error) {
 		target:  t,
 		shown:   shown(u),
 		client:  newClient(t),
-		lease:   t.Timeout + recordTime + 10*time.Second,
+		lease:   2*t.Timeout + recordTime + 10*time.Second, // for the secrets, and the attempt
 		kicked:  make(chan struct{}, 1),
 		settled: make(chan struct{}),
 	}, nil
@@ -114,13 +114,17 @@ func (l *lane) work(ctx, work context.Context) time.Duration {
 	if free == 0 {
 		return wait
 	}
-	list, err := l.options.Spool.Take(ctx, l.target.Name, free, l.lease)
+	list, err := l.take(ctx, free)
 	if err != nil {
 		l.spoolFails(ctx, err)
 		return spoolRest
 	}
 	l.spoolWorks()
 	if len(list) > 0 && !l.sign(ctx, list) {
+		return 0
+	}
+	if ctx.Err() != nil { // the next one shall not have to wait for the leases
+		l.giveBack(list)
 		return 0
 	}
 	l.mu.Lock()
@@ -141,6 +145,27 @@ func (l *lane) work(ctx, work context.Context) time.Duration {
 		return look
 	}
 	return max(time.Millisecond, min(look, next.Sub(l.options.Now())))
+}
+
+// take takes what is due, also if ctx ends meanwhile: what a commit has leased
+// must not be forgotten.
+func (l *lane) take(ctx context.Context, n int) ([]spool.Delivery, error) {
+	taking, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTime)
+	defer cancel()
+	return l.options.Spool.Take(taking, l.target.Name, n, l.lease)
+}
+
+// giveBack makes due again what was taken and not tried.
+func (l *lane) giveBack(list []spool.Delivery) {
+	ids := make([]int64, len(list))
+	for i, d := range list {
+		ids[i] = d.ID
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), recordTime)
+	defer cancel()
+	if err := l.options.Spool.GiveBack(ctx, ids...); err != nil {
+		l.spoolFails(ctx, err)
+	}
 }
 
 // room tells how many deliveries may start, whether as a probe, and if none,
@@ -175,12 +200,16 @@ func (l *lane) sign(ctx context.Context, list []spool.Delivery) bool {
 	if l.signer != nil && l.busy() && now.Sub(l.signedAt) < tendEvery {
 		return true
 	}
-	ctx, cancel := context.WithTimeout(ctx, l.target.Timeout)
+	reading, cancel := context.WithTimeout(ctx, l.target.Timeout)
 	defer cancel()
-	s, err := newSigner(ctx, l.target.Secrets)
-	if err == nil {
+	s, err := newSigner(reading, l.target.Secrets)
+	switch {
+	case err == nil:
 		l.signer, l.signedAt = s, now
 		return true
+	case ctx.Err() != nil: // which is nobody's failure
+		l.giveBack(list)
+		return false
 	}
 	l.signer = nil
 	for i, d := range list {

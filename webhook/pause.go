@@ -22,9 +22,14 @@ func backOff(initial, longest time.Duration, try int, random float64) time.Durat
 	return time.Duration(random * float64(min(d, longest)))
 }
 
-// maxStreak is how many events may be refused in a row before the target is
-// thought to refuse everything: a wrong path answers 404 to all.
+// maxStreak is how many events may be refused in a row, with 404 or 405, before
+// the target is thought to refuse everything, as a wrong path does.
 const maxStreak = 20
+
+// maxRare is after how many failed probes a target that answers, but refuses
+// everything, is not probed less often any more: with a retry_initial of 5 s
+// that is every 40 s at least.
+const maxRare = 3
 
 // action is what is to be done with an event, and what is to be said.
 type action struct {

@@ -52,13 +52,14 @@ func (l *lane) decide(d spool.Delivery, v verdict, probe bool) action {
 	defer l.mu.Unlock()
 	old := now.Sub(d.Queued) > l.target.GiveUpAfter
 	a := action{reason: v.reason}
-	if v.kind == eventFails {
+	if v.kind == eventFails && v.elsewhere() {
 		if d.Refusals == 0 {
 			l.streak++
 		}
 		if l.streak >= maxStreak {
 			v.kind = targetFails
 			a.reason += fmt.Sprintf(": so were the last %d events; see whether the URL is right", l.streak)
+			l.pause.failures = min(l.pause.failures, maxRare) // it answers, so probes need not become rarer
 		}
 	}
 	switch v.kind {

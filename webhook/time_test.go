@@ -164,7 +164,7 @@ func TestATargetThatRefusesEverythingIsSetAside(t *testing.T) {
 		}
 		h.start()
 		time.Sleep(time.Hour)
-		if st := h.stats("hook"); st.Dead != 0 || len(target.all()) > 100 {
+		if st := h.stats("hook"); st.Dead != 0 || len(target.all()) > 240 { // one each 20 s
 			t.Errorf("%d calls, %+v", len(target.all()), st)
 		}
 		if h.log.count("see whether the URL is right") != 1 {
@@ -364,6 +364,59 @@ func TestASpoolThatFailsIsSaidOnceAndTriedAgain(t *testing.T) {
 		}
 		if h.log.count("the spool fails") != 1 || h.log.count("spool works again") != 1 || h.log.count("disk full") != 1 {
 			t.Errorf("log:\n%s", h.log)
+		}
+	})
+}
+
+// A stop while secrets are read is nobody's failure, and costs no time.
+func TestAStopWhileSecretsAreReadSettlesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		target := &answers{answer: func(c call) (int, string) { return 200, "" }}
+		slow := Target{Name: "hook", Transport: target, Secrets: func(ctx context.Context) ([]string, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}}
+		h := open(t, Options{Random: half}, slow)
+		h.add("alice", 0)
+		stop := h.start()
+		time.Sleep(time.Second)
+		stop()
+		if st := h.stats("hook"); st.LastError != "" || st.Waiting != 1 || h.log.count("set aside") != 0 {
+			t.Errorf("%+v, log:\n%s", st, h.log)
+		}
+		quick := slow
+		quick.Secrets, quick.URL = secrets(secretA), "http://target.test/hook"
+		f, err := New(Options{Targets: []Target{quick}, Spool: h.spool})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.f = f
+		h.start()
+		time.Sleep(time.Second)
+		if st := h.stats("hook"); st.Delivered != 1 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// Who refuses what concerns one event refuses that, however many there are.
+func TestRefusalsOtherThanNotFoundNeverSetATargetAside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		target := &answers{answer: func(c call) (int, string) {
+			if c.user == "good" {
+				return 200, ""
+			}
+			return 422, ""
+		}}
+		h := open(t, Options{Random: half}, Target{Name: "hook", Transport: target, MaxConnections: 4})
+		for n := range 3 * maxStreak {
+			h.add(fmt.Sprint("bad", n), 0)
+		}
+		h.add("good", 0)
+		h.start()
+		time.Sleep(time.Minute)
+		if st := h.stats("hook"); st.Delivered != 1 || h.log.count("set aside") != 0 {
+			t.Errorf("%+v, log:\n%s", st, h.log)
 		}
 	})
 }

@@ -31,6 +31,11 @@ type verdict struct {
 	after  time.Duration
 }
 
+// elsewhere reports whether the answer is that of a wrong URL.
+func (v verdict) elsewhere() bool {
+	return v.status == http.StatusNotFound || v.status == http.StatusMethodNotAllowed
+}
+
 // judgeAnswer goes by the status alone.
 func judgeAnswer(res *http.Response, now time.Time) verdict {
 	v := verdict{status: res.StatusCode, reason: fmt.Sprintf("status %d %s", res.StatusCode, http.StatusText(res.StatusCode))}

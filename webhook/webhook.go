@@ -39,6 +39,7 @@ import (
 type Spool interface {
 	Take(ctx context.Context, target string, n int, lease time.Duration) ([]spool.Delivery, error)
 	Next(ctx context.Context, target string) (at time.Time, some bool, err error)
+	GiveBack(ctx context.Context, ids ...int64) error
 	Done(ctx context.Context, ids ...int64) error
 	Retry(ctx context.Context, id int64, at time.Time, reason string) error
 	Refuse(ctx context.Context, id int64, at time.Time, reason string) error
@@ -103,9 +104,6 @@ const (
 	Refused   Result = "refused" // the target did not want this event
 	Dead      Result = "dead"    // Failed or Refused once too often
 )
-
-// Results are all of them.
-var Results = []Result{Delivered, Failed, Refused, Dead}
 
 // Forwarder forwards events.
 type Forwarder struct {

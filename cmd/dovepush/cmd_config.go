@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -53,6 +54,9 @@ func (a *app) checkConfig() error {
 	a.warn(c)
 	if err := c.Check(); err != nil {
 		return fmt.Errorf("%w: %s: %w", errConfig, a.path(), err)
+	}
+	if err := checkKeys(context.Background(), c, false); err != nil {
+		return err
 	}
 	var unused crew
 	defer unused.close()

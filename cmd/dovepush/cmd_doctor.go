@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"time"
 
@@ -103,6 +104,8 @@ func (a *app) doctor(ctx context.Context, f doctorFlags) error {
 		Path: a.path(), User: f.user, Deliver: f.deliver, LMTP: f.lmtp, Sendmail: f.sendmail, Doveconf: f.doveconf,
 		IMAP:    func(i int, s *config.Server) (*imapmeta.Client, error) { return newIMAP(i, s, nil) },
 		Doveadm: func(i int, s *config.Server) (*doveadm.Client, error) { return newDoveadm(i, s, nil) },
+		Service: func(ctx context.Context, path string) (int, string, error) { return askService(ctx, settings, path) },
+		Keys:    func(ctx context.Context, c *config.Config) error { return checkKeys(ctx, c, true) },
 		Spool:   spoolStats,
 		Watch: func(ctx context.Context, serving bool) (*doctor.Feed, error) {
 			if serving {
@@ -137,13 +140,32 @@ func faultCode(f doctor.Fault) int {
 	return exitUnavailable
 }
 
-// spoolStats tells what waits for webhooks.
+// askService asks the running service, as watch does.
+func askService(ctx context.Context, c *config.Config, path string) (status int, body string, err error) {
+	service, err := newServiceClient(ctx, c)
+	if err != nil {
+		return 0, "", err
+	}
+	defer service.close()
+	res, err := service.ask(ctx, path, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(res.Body, 512))
+	return res.StatusCode, string(text), err
+}
+
+// spoolStats looks for damage, and tells what waits for webhooks.
 func spoolStats(ctx context.Context, path string) (list []doctor.Waiting, err error) {
 	s, err := spool.Open(ctx, path, spool.Options{Now: time.Now})
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
+	if err := s.Check(ctx); err != nil {
+		return nil, err
+	}
 	stats, err := s.Stats(ctx)
 	for _, t := range stats {
 		list = append(list, doctor.Waiting{Target: t.Target, Waiting: t.Waiting, Dead: t.Dead, Oldest: t.Oldest, LastError: t.LastError})

@@ -2,15 +2,20 @@ package main
 
 import (
 	"bufio"
+	"database/sql"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"dovepush/doctor"
 	"dovepush/internal/dovecot"
+	"dovepush/registry/spool"
 )
 
 // doctored is what doctor says, with what differs from run to run taken out.
@@ -103,6 +108,68 @@ func TestDoctorSaysWhoHasItsPort(t *testing.T) {
 	w.run(exitOK, "register", "alice")
 	text := w.run(exitUnavailable, "doctor", "--user", "alice", "--deliver", "--lmtp", w.s.LMTP)
 	if !strings.Contains(text, "yet a program listens at "+w.s.LMTP) || !strings.Contains(text, "skip  main: canary") {
+		t.Errorf("doctor says %s", text)
+	}
+}
+
+// Whom watch takes for the service doctor does, and nobody else.
+func TestDoctorAndWatchAgreeWhoTheServiceIs(t *testing.T) {
+	w := newSite(t, onlyOne(t))
+	w.certificate(1)
+	w.write("token", "a-token\n")
+	w.more(fmt.Sprintf("[api]\nlisten = %q\ntoken_file = \"token\"\ntls_cert_file = \"cert.pem\"\ntls_key_file = \"key.pem\"\n", anyPort(t)))
+	w.start()
+	if text := w.run(exitOK, "doctor", "--user", "alice"); !strings.Contains(text, "ok    service                       runs and is ready") {
+		t.Errorf("doctor says %s", text)
+	}
+	w.certificate(2) // and no reload
+	text := w.run(exitUnavailable, "doctor", "--user", "alice")
+	if !strings.Contains(text, "FAIL  service ") || !strings.Contains(text, "another certificate than api.tls_cert_file") {
+		t.Errorf("doctor says %s", text)
+	}
+	w.run(exitUnavailable, "watch")
+}
+
+func TestDoctorRefusesKeysThatServeRefuses(t *testing.T) {
+	w := newSite(t, onlyOne(t))
+	settings := w.read("config.toml")
+	const hook = "[[webhook]]\nname = \"x\"\nurl = \"http://127.0.0.1:1/\"\nsecret = \"guess\"\n"
+	for name, text := range map[string]string{
+		"identity key":      "identity_key = \"short\"\n" + settings,
+		"webhook[0].secret": settings + "[notify]\nlisten = \"127.0.0.1:0\"\npassword = \"x\"\n" + hook,
+	} {
+		w.write("config.toml", text)
+		said := w.run(exitConfig, "doctor", "--user", "alice")
+		if !strings.Contains(said, "FAIL  secrets") || !strings.Contains(said, name) {
+			t.Errorf("%s: doctor says %s", name, said)
+		}
+	}
+}
+
+func TestDoctorFindsADamagedSpool(t *testing.T) {
+	w := newSite(t, onlyOne(t))
+	w.run(exitOK, "register", "alice")
+	path := filepath.Join(w.dir, "spool.db")
+	s, err := spool.Open(t.Context(), path, spool.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Add(t.Context(), spool.Event{ID: "msg_1", User: "alice", Body: []byte("{}"), Received: time.Now()}, []spool.Target{{Name: "old"}})
+	if err := errors.Join(err, s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if text := w.run(exitOK, "doctor", "--user", "alice"); !strings.Contains(text, "old: 1 waiting, 0 dead letters, not configured any more") || !strings.Contains(text, "dovepush webhooks old --drop") {
+		t.Errorf("doctor says %s", text)
+	}
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = db.Exec("UPDATE targets SET waiting = 7")
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if text := w.run(exitConfig, "doctor", "--user", "alice"); !strings.Contains(text, "FAIL  spool") || !strings.Contains(text, "move "+path) {
 		t.Errorf("doctor says %s", text)
 	}
 }

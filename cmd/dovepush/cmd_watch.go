@@ -19,7 +19,8 @@ func (a *app) watchCommand() *cobra.Command {
 		GroupID: "users",
 		Short:   "Show notifications as they arrive",
 		Long: `Shows what Dovecot notifies the running dovepush serve of, until it is
-interrupted: for all users, or for those named, by their name or identity.
+interrupted: for all users, or for those named, by their name or identity; "-"
+stands for users on standard input.
 Without users it also shows what the endpoint refuses, such as a wrong password
 in Dovecot's URL. Shows what is in people's mail: senders and subjects.
 
@@ -39,7 +40,7 @@ const (
 )
 
 // watch shows events until ctx is over.
-func (a *app) watch(ctx context.Context, users []string, asObjects bool) error {
+func (a *app) watch(ctx context.Context, args []string, asObjects bool) error {
 	c, err := a.load()
 	if err != nil {
 		return err
@@ -49,9 +50,16 @@ func (a *app) watch(ctx context.Context, users []string, asObjects bool) error {
 		return err
 	}
 	defer service.close()
+	var users []string
+	for user, err := range a.users(ctx, args) {
+		if err != nil {
+			return err
+		}
+		users = append(users, user)
+	}
 	ever, lost := false, false // connected once; and not now
 	pause := againFirst
-	w := watched{users: users, refusals: len(users) == 0, ready: func() {
+	w := watched{users: users, refusals: len(args) == 0, ready: func() {
 		if lost {
 			fmt.Fprintln(a.stderr, "dovepush: watching again")
 		}

@@ -131,6 +131,16 @@ func (s *serviceClient) close() { s.http.CloseIdleConnections() }
 
 // get asks for a path; it fails unless the answer is 200.
 func (s *serviceClient) get(ctx context.Context, path string, query url.Values) (*http.Response, error) {
+	res, err := s.ask(ctx, path, query)
+	if err == nil && res.StatusCode != http.StatusOK {
+		defer res.Body.Close()
+		return nil, refusedBy(res)
+	}
+	return res, err
+}
+
+// ask asks for a path, and takes any answer.
+func (s *serviceClient) ask(ctx context.Context, path string, query url.Values) (*http.Response, error) {
 	target := s.base + path
 	if len(query) > 0 {
 		target += "?" + query.Encode()
@@ -155,9 +165,6 @@ func (s *serviceClient) get(ctx context.Context, path string, query url.Values) 
 			return nil, fmt.Errorf("%w: %w", errNotAllowed, err)
 		}
 		return nil, fmt.Errorf("%w does not answer at %s: %w", errNoService, s.where, err)
-	case res.StatusCode != http.StatusOK:
-		defer res.Body.Close()
-		return nil, refusedBy(res)
 	}
 	return res, nil
 }

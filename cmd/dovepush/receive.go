@@ -8,6 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"dovepush/config"
@@ -23,13 +27,13 @@ func newSigner(ctx context.Context, c *config.Config) (*identity.Signer, error) 
 	if !c.IdentityKey.IsSet() {
 		return nil, nil
 	}
-	key, err := c.IdentityKey.Read(ctx)
+	key, err := readIdentityKey(ctx, c.IdentityKey)
 	if err != nil {
 		return nil, err
 	}
 	old := ""
 	if c.IdentityOldKey.IsSet() {
-		if old, err = c.IdentityOldKey.Read(ctx); err != nil {
+		if old, err = readIdentityKey(ctx, c.IdentityOldKey); err != nil {
 			return nil, err
 		}
 	}
@@ -38,6 +42,17 @@ func newSigner(ctx context.Context, c *config.Config) (*identity.Signer, error) 
 		return nil, fmt.Errorf("%w: %w", errConfig, err)
 	}
 	return signer, nil
+}
+
+func readIdentityKey(ctx context.Context, s config.Secret) (string, error) {
+	text, err := s.Read(ctx)
+	if err != nil {
+		return "", err
+	}
+	if err := identity.CheckKey(text); err != nil {
+		return "", fmt.Errorf("%w: %s: %w", errConfig, s.Key(), err)
+	}
+	return text, nil
 }
 
 // receiver takes what Dovecot notifies of, and hands it on: to the registry as
@@ -50,6 +65,11 @@ type receiver struct {
 	prover  *notify.Prover
 	handler *notify.Handler
 	spool   *spool.Spool // nil: no settings had a webhook yet
+	full    atomic.Bool  // a webhook's share of the spool, which was said
+
+	// Once the listeners are open:
+	open    bool
+	exposed bool // one of them can be reached from other machines
 }
 
 // newReceiver makes the receiver of a service whose settings have notify.listen.
@@ -77,10 +97,23 @@ func (s *service) newReceiver(c *config.Config) *receiver {
 	return r
 }
 
-// credentials are those of the newest settings.
+// credentials are those of the newest settings. The listeners stay what they
+// were at the start: what other machines reach never does without.
 func (r *receiver) credentials() (username, password string, required bool) {
 	g := r.now()
-	return g.config.Notify.Username, g.notifyPassword, g.config.Notify.Password.IsSet()
+	return g.config.Notify.Username, g.notifyPassword, g.config.Notify.Password.IsSet() || r.exposed
+}
+
+// opened tells the receiver that the listeners are open: no other service uses
+// the spool.
+func (r *receiver) opened(ctx context.Context, listeners []net.Listener) error {
+	r.open = true
+	r.exposed = slices.ContainsFunc(listeners, func(l net.Listener) bool { return !isUnix(l) && !isLoopback(l) })
+	if r.spool == nil {
+		return nil
+	}
+	_, err := r.spool.Recover(ctx)
+	return err
 }
 
 // verify takes the signature off a name.
@@ -119,27 +152,42 @@ func (r *receiver) accept(ctx context.Context, n notify.Notification) error {
 			return err
 		}
 	}
-	added, err := r.spool.Add(ctx, e, g.targets)
+	added, err := g.spool.Add(ctx, e, g.targets)
 	if added {
 		g.forwarder.Kick()
 	}
-	if errors.Is(err, spool.ErrFull) { // somebody misses it, which is counted and said; Dovecot cannot help it
+	full := errors.Is(err, spool.ErrFull)
+	if err == nil || full {
+		switch was := r.full.Swap(full); {
+		case full && !was:
+			r.log.Warn("webhooks miss notifications: spool.max_events wait for them; dovepush webhooks tells why", "err", err)
+		case was && !full:
+			r.log.Info("webhooks miss no notifications any more")
+		}
+	}
+	if full { // Dovecot cannot help it, and would send it again
 		return nil
 	}
 	return err
 }
 
-// openSpool opens the spool if there are webhooks, once.
-func (r *receiver) openSpool(ctx context.Context, c *config.Config) (err error) {
-	if len(c.Webhooks) == 0 || r.spool != nil {
+// openSpool opens the spool, once, if there are webhooks, or is something left
+// of those that there were.
+func (r *receiver) openSpool(ctx context.Context, c *config.Config) error {
+	if r.spool != nil {
+		return nil
+	}
+	if _, err := os.Stat(c.SpoolPath()); err != nil && len(c.Webhooks) == 0 {
 		return nil
 	}
 	opened, err := spool.Open(ctx, c.SpoolPath(), spool.Options{Most: int64(c.Spool.MaxEvents)})
+	if err == nil && r.open {
+		if _, err = opened.Recover(ctx); err != nil {
+			err = errors.Join(err, opened.Close())
+		}
+	}
 	if err != nil {
 		return err
-	}
-	if _, err := opened.Recover(ctx); err != nil {
-		return errors.Join(err, opened.Close())
 	}
 	r.spool = opened
 	return nil
@@ -155,9 +203,13 @@ const (
 // tidy keeps the spool within its bounds until ctx is over.
 func (r *receiver) tidy(ctx context.Context, log *slog.Logger) {
 	for {
-		if g := r.now(); len(g.targets) > 0 {
+		g := r.now()
+		if g.spool != nil {
 			before := time.Now().Add(-time.Duration(g.config.Spool.KeepDead))
-			n, err := r.spool.Prune(ctx, spool.Limits{DeadSince: before, Dead: mostDead})
+			n, err := g.spool.Prune(ctx, spool.Limits{DeadSince: before, Dead: mostDead})
+			if err == nil {
+				err = g.dropUnconfigured(ctx, before, log)
+			}
 			switch {
 			case err != nil && ctx.Err() == nil:
 				log.Error("the spool cannot be tidied", "err", err)
@@ -167,10 +219,37 @@ func (r *receiver) tidy(ctx context.Context, log *slog.Logger) {
 		}
 		select {
 		case <-time.After(tidyEvery):
+		case <-g.ended.Done(): // other webhooks may be configured now
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// dropUnconfigured says for which webhooks something is kept that are not
+// configured, and drops it once it is older than keep_dead: it is mail.
+func (g *generation) dropUnconfigured(ctx context.Context, before time.Time, log *slog.Logger) error {
+	stats, err := g.spool.Stats(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range stats {
+		if s.Waiting+s.Dead == 0 || slices.ContainsFunc(g.targets, func(t spool.Target) bool { return t.Name == s.Target }) {
+			continue
+		}
+		// It gets nothing any more: all is about as old as the oldest.
+		if s.Waiting > 0 && s.Oldest.Before(before) {
+			n, err := g.spool.Drop(ctx, s.Target)
+			if err != nil {
+				return err
+			}
+			log.Warn("what waited for a webhook that is not configured any more is gone", "webhook", s.Target, "notifications", n)
+			continue
+		}
+		log.Warn("notifications are kept for a webhook that is not configured any more; dovepush webhooks NAME --drop deletes them",
+			"webhook", s.Target, "waiting", s.Waiting, "dead", s.Dead)
+	}
+	return nil
 }
 
 // close ends what watches, and gives the spool back. Nothing may be received
@@ -197,8 +276,14 @@ func (g *generation) receive(ctx context.Context, r *receiver) (err error) {
 	if g.notifyTLS, err = c.Notify.TLSConfig(); err != nil {
 		return fmt.Errorf("%w: %w", errConfig, err)
 	}
-	if err := r.openSpool(ctx, c); err != nil || len(c.Webhooks) == 0 {
+	if r.exposed && !c.Notify.Password.IsSet() {
+		return fmt.Errorf("%w: notify.password_file: missing, and other machines reach the listener that is open until a restart", errConfig)
+	}
+	if err := r.openSpool(ctx, c); err != nil {
 		return err
+	}
+	if g.spool = r.spool; len(c.Webhooks) == 0 {
+		return nil
 	}
 	o := webhook.Options{
 		Spool:   r.spool,
@@ -236,12 +321,9 @@ func newTarget(ctx context.Context, w *config.Webhook) (webhook.Target, error) {
 			if !s.IsSet() {
 				continue
 			}
-			text, err := s.Read(ctx)
+			text, err := readWebhookSecret(ctx, s)
 			if err != nil {
 				return nil, err
-			}
-			if err := webhook.CheckSecret(text); err != nil {
-				return nil, fmt.Errorf("%w: %s: %w", errConfig, s.Key(), err)
 			}
 			list = append(list, text)
 		}
@@ -261,6 +343,36 @@ func newTarget(ctx context.Context, w *config.Webhook) (webhook.Target, error) {
 		RetryMax:       time.Duration(w.RetryMax),
 		GiveUpAfter:    time.Duration(w.GiveUpAfter),
 	}, nil
+}
+
+func readWebhookSecret(ctx context.Context, s config.Secret) (string, error) {
+	text, err := s.Read(ctx)
+	if err != nil {
+		return "", err
+	}
+	if err := webhook.CheckSecret(text); err != nil {
+		return "", fmt.Errorf("%w: %s: %w", errConfig, s.Key(), err)
+	}
+	return text, nil
+}
+
+// checkKeys says what is wrong with the form of identity keys and webhooks'
+// secrets, as serve would. It runs commands only if it is told to.
+func checkKeys(ctx context.Context, c *config.Config, commands bool) error {
+	var errs []error
+	if may := func(s config.Secret) bool { return commands || !s.IsCommand() }; may(c.IdentityKey) && may(c.IdentityOldKey) {
+		_, err := newSigner(ctx, c)
+		errs = append(errs, err)
+	}
+	for i := range c.Webhooks {
+		for _, s := range []config.Secret{c.Webhooks[i].Secret, c.Webhooks[i].OldSecret} {
+			if s.IsSet() && (commands || !s.IsCommand()) {
+				_, err := readWebhookSecret(ctx, s)
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // receiving is where the metrics about notifications come from.
@@ -285,7 +397,7 @@ func (s *service) webhooks(ctx context.Context) (list []metrics.Webhook, err err
 	if g == nil || len(g.targets) == 0 {
 		return nil, nil
 	}
-	stats, err := s.receiver.spool.Stats(ctx)
+	stats, err := g.spool.Stats(ctx)
 	for _, t := range g.targets {
 		w := metrics.Webhook{Name: t.Name}
 		for _, st := range stats {

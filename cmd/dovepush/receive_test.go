@@ -2,7 +2,11 @@ package main
 
 import (
 	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"dovepush/config"
 	"dovepush/internal/dovecot"
 	"dovepush/internal/dovecot/dovecottest"
 	"dovepush/registry"
@@ -135,13 +140,21 @@ type watching struct {
 func (w notified) watch(r *running, watchers int, args ...string) *watching {
 	w.t.Helper()
 	v := &watching{t: w.t, cmd: w.command(append([]string{"watch"}, args...)...), lines: make(chan string, 100), err: new(lockedBuffer)}
-	v.cmd.Stderr = v.err
+	v.begin()
+	r.shows(fmt.Sprintf("dovepush_watchers %d", watchers))
+	return v
+}
+
+// begin starts the process, which ends with the test.
+func (v *watching) begin() {
+	v.t.Helper()
+	v.cmd.Stderr, v.cmd.Stdin = v.err, strings.NewReader("bob\n") // for those who watch "-"
 	out, err := v.cmd.StdoutPipe()
 	if err != nil {
-		w.t.Fatal(err)
+		v.t.Fatal(err)
 	}
 	if err := v.cmd.Start(); err != nil {
-		w.t.Fatal(err)
+		v.t.Fatal(err)
 	}
 	done := make(chan struct{})
 	go func() {
@@ -151,13 +164,11 @@ func (w notified) watch(r *running, watchers int, args ...string) *watching {
 			v.lines <- s.Text()
 		}
 	}()
-	w.t.Cleanup(func() {
+	v.t.Cleanup(func() {
 		_ = v.cmd.Process.Kill()
 		<-done
 		_ = v.cmd.Wait()
 	})
-	r.shows(fmt.Sprintf("dovepush_watchers %d", watchers))
-	return v
 }
 
 // line returns what is shown next.
@@ -191,7 +202,7 @@ func TestANotificationIsSeenAndProvesARegistration(t *testing.T) {
 	everyNotified(t, o, func(t *testing.T, w notified) {
 		r := w.start()
 		w.run(exitOK, "register", "alice", "bob")
-		all, objects, bob := w.watch(r, 1), w.watch(r, 2, "--json", "alice"), w.watch(r, 3, "bob")
+		all, objects, bob := w.watch(r, 1), w.watch(r, 2, "--json", "alice"), w.watch(r, 3, "-")
 
 		w.deliver("alice", "Grüße")
 		all.wants("alice", "INBOX #1", "bob@example.org", `"Grüße"`, "1 unseen")
@@ -206,7 +217,7 @@ func TestANotificationIsSeenAndProvesARegistration(t *testing.T) {
 		if out := w.run(exitOK, "status", "bob", "alice"); strings.Count(out, "never") != 1 {
 			t.Errorf("bob is not proven, alice is:\n%s", out)
 		}
-		if out := w.run(exitOK, "status"); !strings.Contains(out, "1 of 2   1 within 7 days") {
+		if out := w.run(exitOK, "status"); !strings.Contains(out, "1 of 2  1 within 7 days") {
 			t.Errorf("status says:\n%s", out)
 		}
 		r.shows(`dovepush_notifications_total{result="accepted"} 1`, `dovepush_proofs_total{proof="proven"} 1`,
@@ -283,5 +294,122 @@ func TestWatchSaysWhyItCannot(t *testing.T) {
 	w.settings(s.IMAP)
 	r := w.start()
 	says(exitConfig, "dovepush takes no notifications", "notify.listen")
+	r.stop()
+}
+
+// apiClient reaches an API over TLS, whatever the URL says.
+func apiClient(cert *x509.Certificate, address string) *http.Client {
+	roots := x509.NewCertPool()
+	roots.AddCert(cert)
+	return &http.Client{Transport: bearerOverTLS{&http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true}, address}}
+}
+
+type bearerOverTLS struct {
+	*http.Transport
+	address string
+}
+
+func (b bearerOverTLS) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.URL.Scheme, r.URL.Host = "https", b.address
+	r.Header.Set("Authorization", "Bearer the-token")
+	return b.Transport.RoundTrip(r)
+}
+
+// elsewhere is a listener that other machines reach.
+type elsewhere struct{ net.Listener }
+
+func (elsewhere) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 8026} }
+
+func TestWhatOtherMachinesReachNeverDoesWithoutAPassword(t *testing.T) {
+	here, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer here.Close()
+	g := &generation{config: &config.Config{}}
+	r := &receiver{now: func() *generation { return g }}
+	for _, step := range []struct {
+		open     []net.Listener
+		required bool
+	}{{[]net.Listener{here}, false}, {[]net.Listener{here, elsewhere{here}}, true}} {
+		if err := r.opened(t.Context(), step.open); err != nil {
+			t.Fatal(err)
+		}
+		if _, password, required := r.credentials(); required != step.required || password != "" {
+			t.Errorf("%d listeners: required %v", len(step.open), required)
+		}
+		if err := g.receive(t.Context(), r); (err != nil) != step.required || err != nil && !errors.Is(err, errConfig) {
+			t.Errorf("%d listeners: settings without a password: %v", len(step.open), err)
+		}
+	}
+	g.config.Notify.Password = config.NewSecret("x")
+	if err := g.receive(t.Context(), r); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNotificationsAreTakenOverHTTPSOnSeveralListeners(t *testing.T) {
+	w := notified{site: &site{t: t, dir: t.TempDir()}}
+	first := w.certificate(1)
+	second := anyPort(t)
+	w.write("token", "the-token\n")
+	w.write("notify.secret", "first\n")
+	w.write("config.toml", fmt.Sprintf("[[server]]\naddress = \"127.0.0.1:1\"\ntls = \"none\"\n[registry]\npath = \"r.db\"\n"+
+		"[api]\nlisten = \"127.0.0.1:0\"\ntoken_file = \"token\"\ntls_cert_file = \"cert.pem\"\ntls_key_file = \"key.pem\"\n"+
+		"[notify]\nlisten = \"127.0.0.1:0\"\nalso_listen = [%q, \"unix:%s\"]\npath = \"/n\"\npassword_file = \"notify.secret\"\ntls_cert_file = \"cert.pem\"\ntls_key_file = \"key.pem\"\n",
+		second, filepath.Join(w.dir, "n.sock")))
+	r := w.start()
+	w.write("config.toml", strings.Replace(w.read("config.toml"), "[api]\nlisten = \"127.0.0.1:0\"", fmt.Sprintf("[api]\nlisten = %q", r.address("api")), 1))
+	v := &watching{t: t, cmd: w.command("watch", "--json"), lines: make(chan string, 10), err: new(lockedBuffer)}
+	v.begin()
+	r.client = apiClient(first, r.address("api"))
+	r.shows("dovepush_watchers 1")
+
+	put := func(cert *x509.Certificate, network, address, password string, uid int) (status int, serial int64) {
+		t.Helper()
+		roots := x509.NewCertPool()
+		roots.AddCert(cert)
+		client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, network, address)
+			}}}
+		url := "https://127.0.0.1/n"
+		if network == "unix" {
+			url = "http://127.0.0.1/n"
+		}
+		req, err := http.NewRequest(http.MethodPut, url, strings.NewReader(fmt.Sprintf(`{"user":"alice","imap-uidvalidity":1,"imap-uid":%d}`, uid)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.SetBasicAuth("dovecot", password)
+		res, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		if res.TLS != nil {
+			serial = res.TLS.PeerCertificates[0].SerialNumber.Int64()
+		}
+		return res.StatusCode, serial
+	}
+	uid := 0
+	for _, place := range [][2]string{{"tcp", r.address("notify")}, {"tcp", second}, {"unix", filepath.Join(w.dir, "n.sock")}} {
+		uid++
+		status, serial := put(first, place[0], place[1], "first", uid)
+		if want := map[string]int64{"tcp": 1, "unix": 0}[place[0]]; status != 200 || serial != want {
+			t.Errorf("%v: status %d, certificate %d", place, status, serial)
+		}
+		v.wants(fmt.Sprintf(`"uid":%d`, uid))
+	}
+	renewed := w.certificate(2)
+	w.write("notify.secret", "second\n")
+	r.reload()
+	if status, serial := put(renewed, "tcp", second, "second", 9); status != 200 || serial != 2 {
+		t.Errorf("after the reload: status %d, certificate %d", status, serial)
+	}
+	if status, _ := put(renewed, "tcp", second, "first", 10); status != 401 {
+		t.Errorf("the old password has status %d", status)
+	}
 	r.stop()
 }

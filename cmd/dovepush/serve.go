@@ -62,6 +62,7 @@ type generation struct {
 	tls            *tls.Config
 	notifyPassword string
 	notifyTLS      *tls.Config
+	spool          *spool.Spool       // nil: there are no webhooks, nor were there any
 	targets        []spool.Target     // the webhooks
 	strips         bool               // one of them is not to see what is in a mail
 	forwarder      *webhook.Forwarder // nil: there are no webhooks
@@ -100,6 +101,11 @@ func (a *app) serve(ctx context.Context) (err error) {
 		return err
 	}
 	defer doors.close()
+	if s.receiver != nil {
+		if err := s.receiver.opened(ctx, doors.notify); err != nil {
+			return err
+		}
+	}
 	return s.run(ctx, a, hup, doors)
 }
 
@@ -145,11 +151,15 @@ func (s *service) run(ctx context.Context, a *app, hup <-chan os.Signal, doors *
 	stop() // who waits for an outcome is answered now
 	closing, cancel := context.WithTimeout(context.Background(), closeTime)
 	defer cancel()
-	for _, server := range servers {
-		if err := server.Shutdown(closing); err != nil {
-			server.Close()
-		}
+	var shutting sync.WaitGroup
+	for _, server := range servers { // at once: who keeps one waiting takes nothing from the others
+		shutting.Go(func() {
+			if err := server.Shutdown(closing); err != nil {
+				server.Close()
+			}
+		})
 	}
+	shutting.Wait()
 	proved()
 	all.Wait()
 	switch err := context.Cause(ctx); {
@@ -201,6 +211,7 @@ func (s *service) reload(ctx context.Context, a *app) {
 	defer s.tell("READY=1")
 	defer func() { s.tell("STATUS=" + s.line(ctx)) }() // else it would go on telling of settings that are mended
 	old := s.now.Load()
+	spooling := s.receiver != nil && s.receiver.spool != nil
 	next, err := func() (*generation, error) {
 		c, err := a.load()
 		if err != nil {
@@ -222,7 +233,7 @@ func (s *service) reload(ctx context.Context, a *app) {
 		"notify.listen":        !slices.Equal(next.config.Notify.Listeners(), old.config.Notify.Listeners()),
 		"notify.path":          next.config.Notify.Path != old.config.Notify.Path,
 		"notify.tls_cert_file": (next.notifyTLS == nil) != (old.notifyTLS == nil),
-		"spool": s.receiver != nil && s.receiver.spool != nil &&
+		"spool": spooling &&
 			(next.config.SpoolPath() != old.config.SpoolPath() || next.config.Spool.MaxEvents != old.config.Spool.MaxEvents),
 	} {
 		if differs {

@@ -161,8 +161,14 @@ func TestAWebhookWithoutAUsableSecretIsRefused(t *testing.T) {
 	if out := w.run(exitConfig, "serve"); !strings.Contains(out, "webhook[0].secret_file: the secret does not begin with whsec_") || strings.Contains(out, "hunter2") {
 		t.Error(out)
 	}
-	if _, err := os.Stat(filepath.Join(w.dir, "spool.db")); err != nil {
-		t.Log("the spool was not made") // it is opened first
+	if out := w.run(exitConfig, "config", "check"); !strings.Contains(out, "webhook[0].secret_file: the secret does not begin with whsec_") {
+		t.Error(out)
+	}
+	w.write("hook.secret", newHookServer(t).secret()+"\n")
+	w.write("identity.key", "short\n")
+	w.write("config.toml", "identity_key_file = \"identity.key\"\n"+w.read("config.toml"))
+	if out := w.run(exitConfig, "config", "check"); !strings.Contains(out, "identity_key_file: 5 characters are too few") || strings.Contains(out, "short\n") {
+		t.Error(out)
 	}
 	if out := w.run(exitUsage, "webhooks", "--revive"); !strings.Contains(out, "name the webhook") {
 		t.Error(out)
@@ -234,4 +240,39 @@ func TestAForgedIdentityIsRefused(t *testing.T) {
 		w.entry("alice", "")
 		r.stop()
 	})
+}
+
+// Mail is not kept for ever for a webhook that nobody has any more, nor thrown
+// away at once, for it may be missing by mistake.
+func TestWhatIsKeptForAWebhookThatIsGoneIsSaidAndDropped(t *testing.T) {
+	w := notified{&site{t: t, dir: t.TempDir()}, anyPort(t)}
+	h := newHookServer(t)
+	h.status.Store(503)
+	w.write("hook.secret", h.secret()+"\n")
+	settings := func(more string) string {
+		return fmt.Sprintf("[[server]]\naddress = \"127.0.0.1:1\"\ntls = \"none\"\n[registry]\npath = \"r.db\"\n[api]\nlisten = \"unix:%s\"\n[notify]\nlisten = %q\npassword = \"p@ss\"\n%s",
+			w.socket(), w.address, more)
+	}
+	w.write("config.toml", settings(h.settings("app", "")))
+	r := w.start()
+	if status := w.put("dovecot", "p@ss", pushPath, `{"user":"alice","subject":"x"}`); status != 200 {
+		t.Fatalf("status %d", status)
+	}
+	r.shows(`dovepush_webhook_waiting{webhook="app"} 1`)
+	w.write("config.toml", settings(""))
+	r.reload()
+	r.says(`webhook=app waiting=1`, 1)
+	r.stop()
+	r = w.start() // with no webhook at all
+	r.says(`webhook=app waiting=1`, 1)
+	if out := w.run(exitOK, "webhooks"); !strings.Contains(out, "app (not configured)") {
+		t.Error(out)
+	}
+	w.write("config.toml", settings("[spool]\nkeep_dead = \"1ms\"\n"))
+	r.reload()
+	r.says("is gone", 1)
+	if out := w.run(exitOK, "webhooks"); !strings.Contains(out, "There are no webhooks") {
+		t.Error(out)
+	}
+	r.stop()
 }
