@@ -266,4 +266,6 @@ func BenchmarkSign(b *testing.B) {
 }
 
 // current reports whether an identity is as Sign makes it.
-func current(s *identity.Signer, stored string) bool { return stored != "" && s.Sign(s.Plain(stored)) == stored }
+func current(s *identity.Signer, stored string) bool {
+	return stored != "" && s.Sign(s.Plain(stored)) == stored
+}

@@ -135,7 +135,7 @@ func TestDoctorRefusesKeysThatServeRefuses(t *testing.T) {
 	settings := w.read("config.toml")
 	const hook = "[[webhook]]\nname = \"x\"\nurl = \"http://127.0.0.1:1/\"\nsecret = \"guess\"\n"
 	for name, text := range map[string]string{
-		"identity key":      "identity_key = \"short\"\n" + settings,
+		"identity_key":      "identity_key = \"short\"\n" + settings,
 		"webhook[0].secret": settings + "[notify]\nlisten = \"127.0.0.1:0\"\npassword = \"x\"\n" + hook,
 	} {
 		w.write("config.toml", text)
