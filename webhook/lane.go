@@ -43,6 +43,7 @@ type lane struct {
 	pause    pause
 	streak   int       // events refused in a row
 	rest     time.Time // the spool fails: nothing is taken before
+	failures int       // of the spool, so far
 }
 
 func newLane(o *Options, t Target) (*lane, error) {
@@ -114,12 +115,13 @@ func (l *lane) work(ctx, work context.Context) time.Duration {
 	if free == 0 {
 		return wait
 	}
+	before := l.spoolFailures()
 	list, err := l.take(ctx, free)
 	if err != nil {
 		l.spoolFails(ctx, err)
 		return spoolRest
 	}
-	l.spoolWorks()
+	l.spoolWorks(before)
 	if len(list) > 0 && !l.sign(ctx, list) {
 		return 0
 	}

@@ -25,6 +25,7 @@ func (l *lane) settle(ctx context.Context, d spool.Delivery, v verdict, probe bo
 	record, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTime)
 	defer cancel()
 	var err error
+	before := l.spoolFailures()
 	switch a.result {
 	case Delivered:
 		err = l.options.Spool.Done(record, d.ID)
@@ -38,7 +39,7 @@ func (l *lane) settle(ctx context.Context, d spool.Delivery, v verdict, probe bo
 	if err != nil {
 		l.spoolFails(ctx, err)
 	} else {
-		l.spoolWorks()
+		l.spoolWorks(before)
 	}
 	l.options.Observe(l.target.Name, a.result, took)
 	l.tell(d, v, a)
@@ -147,16 +148,28 @@ func (l *lane) spoolFails(ctx context.Context, err error) {
 	l.mu.Lock()
 	first := l.rest.IsZero()
 	l.rest = l.options.Now().Add(spoolRest)
+	l.failures++
 	l.mu.Unlock()
 	if first {
 		l.options.Log.Error("webhook: the spool fails; nothing is forwarded meanwhile", "target", l.target.Name, "err", err)
 	}
 }
 
-func (l *lane) spoolWorks() {
+// spoolFailures counts, for spoolWorks.
+func (l *lane) spoolFailures() int {
 	l.mu.Lock()
-	again := !l.rest.IsZero()
-	l.rest = time.Time{}
+	defer l.mu.Unlock()
+	return l.failures
+}
+
+// spoolWorks has the lane go on after what was asked of the spool succeeded. If
+// it has failed since that began, it may still fail.
+func (l *lane) spoolWorks(failures int) {
+	l.mu.Lock()
+	again := !l.rest.IsZero() && l.failures == failures
+	if again {
+		l.rest = time.Time{}
+	}
 	l.mu.Unlock()
 	if again {
 		l.options.Log.Info("webhook: the spool works again", "target", l.target.Name)
