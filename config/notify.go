@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -89,7 +90,8 @@ func (n *Notify) warnings() []string {
 			warn(key, "Dovecot's ox driver calls no UNIX socket; use one only behind a proxy")
 		}
 	}
-	if n.Listen != "" && !n.Password.IsSet() {
+	overTCP := slices.ContainsFunc(n.Listeners(), func(listen string) bool { network, _ := ListenAddress(listen); return network == "tcp" })
+	if overTCP && !n.Password.IsSet() {
 		warn(".password_file", "missing: every process of this machine can make up notifications; set one, and write it into Dovecot's URL")
 	}
 	if u, err := url.Parse(n.URL); n.URL != "" && err == nil && plaintext(u) {

@@ -59,8 +59,11 @@ const late = 10 * time.Minute
 func (d *doctor) checkSpool(ctx context.Context) finding {
 	path := d.config.SpoolPath()
 	switch _, err := os.Stat(path); {
+	case errors.Is(err, fs.ErrNotExist) && d.serving && len(d.config.Webhooks) > 0:
+		return fail(Settings, path+" is missing, though the service uses it: it was removed or replaced while the service ran, and Dovecot's notifications are refused (503)",
+			"systemctl restart dovepush")
 	case errors.Is(err, fs.ErrNotExist):
-		return ok("none yet: " + path + " comes with the first notification")
+		return ok("none yet: " + path + " comes when dovepush serve starts")
 	case err != nil:
 		return fail(Settings, err.Error(), "")
 	case d.Spool == nil:

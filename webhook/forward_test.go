@@ -317,7 +317,7 @@ func TestDeliveriesUnderWayMayEndWhenTheServiceStops(t *testing.T) {
 	}
 }
 
-func TestWhatIsCutOffIsNobodysFaultAndCanBeRecovered(t *testing.T) {
+func TestWhatIsCutOffIsNobodysFaultAndIsDueAgain(t *testing.T) {
 	entered, leave := make(chan struct{}, 1), make(chan struct{})
 	hook := serve(t, func(w http.ResponseWriter, c call) {
 		entered <- struct{}{}
@@ -332,7 +332,7 @@ func TestWhatIsCutOffIsNobodysFaultAndCanBeRecovered(t *testing.T) {
 	if st := h.stats("hook"); st.Waiting != 1 || st.LastError != "" || h.log.String() != "" {
 		t.Errorf("%+v, log:\n%s", st, h.log)
 	}
-	if n, err := h.spool.Recover(t.Context()); n != 1 || err != nil {
-		t.Errorf("recovered %d, error %v", n, err)
+	if list, err := h.spool.Take(t.Context(), "hook", 1, time.Minute); len(list) != 1 || err != nil || list[0].Attempts != 1 {
+		t.Errorf("took %+v, error %v", list, err)
 	}
 }

@@ -14,7 +14,9 @@ func (l *lane) deliver(work context.Context, d spool.Delivery, s signer, probe b
 	began := time.Now()
 	v := l.send(work, d, s)
 	if v.kind != arrived && work.Err() != nil {
-		return // cut off: nobody knows whether it arrived
+		// Cut off: nobody knows whether it arrived, so it goes again, at once.
+		l.giveBack([]spool.Delivery{d})
+		return
 	}
 	l.settle(work, d, v, probe, time.Since(began))
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -419,4 +420,34 @@ func TestRefusalsOtherThanNotFoundNeverSetATargetAside(t *testing.T) {
 			t.Errorf("%+v, log:\n%s", st, h.log)
 		}
 	})
+}
+
+// A reload must not have a user wait until the lease of what it cut off ends.
+func TestWhatAStopCutsOffIsDueAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := open(t, Options{Random: half}, Target{Name: "hook", Transport: hanging{}})
+		h.add("alice", 0)
+		stop := h.start()
+		time.Sleep(time.Second)
+		stop()
+		target := &answers{answer: func(c call) (int, string) { return 200, "" }}
+		f, err := New(Options{Spool: h.spool, Targets: []Target{{Name: "hook", URL: "http://target.test/hook", Secrets: secrets(secretA), Transport: target}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.f = f
+		h.start()
+		time.Sleep(time.Second)
+		if st := h.stats("hook"); st.Delivered != 1 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// hanging is a target that never answers.
+type hanging struct{}
+
+func (hanging) RoundTrip(r *http.Request) (*http.Response, error) {
+	<-r.Context().Done()
+	return nil, r.Context().Err()
 }

@@ -145,8 +145,7 @@ func New(o Options) (*Forwarder, error) {
 }
 
 // Run forwards until ctx ends, and a little longer: see Options.Grace. What is
-// cut off then is under way as far as the spool knows, until its lease ends or
-// spool.Recover is called. Run is called once. Another Forwarder may run beside
+// cut off then is due again, for the next Forwarder. Run is called once. Another Forwarder may run beside
 // it on the same spool, in the same process.
 func (f *Forwarder) Run(ctx context.Context) error {
 	var wg sync.WaitGroup

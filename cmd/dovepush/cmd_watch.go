@@ -74,7 +74,7 @@ func (a *app) watch(ctx context.Context, args []string, asObjects bool) error {
 				}
 			case ctx.Err() != nil:
 				return ctx.Err()
-			case !ever || !errors.Is(err, errNoService):
+			case !ever || !errors.Is(err, errNoService) && !errors.Is(err, errServiceRefuses):
 				return err
 			case !lost:
 				lost = true

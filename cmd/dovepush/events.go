@@ -18,12 +18,16 @@ import (
 
 	"github.com/tmaxmax/go-sse"
 
+	"dovepush/agent"
 	"dovepush/config"
 	"dovepush/notify"
 )
 
 // errNoService: no dovepush serve answers where the settings say.
 var errNoService = fmt.Errorf("%w: dovepush serve", errUnavailable)
+
+// errServiceRefuses: it answers, but not with what was asked for.
+var errServiceRefuses = fmt.Errorf("%w: dovepush serve", errUnavailable)
 
 // errNotAllowed: the service does not take our token, or the socket's file mode
 // is against us.
@@ -183,10 +187,12 @@ func refusedBy(res *http.Response) error {
 	switch res.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return fmt.Errorf("%w: %s", errNotAllowed, words)
+	case http.StatusBadRequest:
+		return fmt.Errorf("%w: %s", agent.ErrUser, words)
 	case http.StatusNotFound:
 		return fmt.Errorf("%w: %s", errConfig, words)
 	}
-	return fmt.Errorf("%w answers %s", errNoService, words)
+	return fmt.Errorf("%w answers %s", errServiceRefuses, words)
 }
 
 // watched is what is to be watched.
