@@ -53,11 +53,9 @@ func TestNotifyWarnings(t *testing.T) {
 		"listen = \"127.0.0.1:1\"\npassword_file = \"p\"": nil,
 		"listen = \":1\"\n" + tlsKeys:                     nil,
 		"listen = \"unix:/run/n\"":                        {"notify.listen: Dovecot's ox driver calls no UNIX socket; use one only behind a proxy"},
-		"listen = \"unix:/run/n\"":                        {"notify.listen: Dovecot's ox driver calls no UNIX socket; use one only behind a proxy"},
 		"listen = \"127.0.0.1:1\"":                        {"notify.password_file: missing: every process of this machine can make up notifications; set one, and write it into Dovecot's URL"},
 		"listen = \"127.0.0.1:1\"\nalso_listen = [\":2\"]\npassword_file = \"p\"": {
 			"notify.also_listen[0]: \":2\" carries the password, senders and subjects in clear to other machines; set tls_cert_file and tls_key_file, or listen on loopback behind a TLS proxy"},
-		"listen = \"unix:/run/n\"\npassword_file = \"p\"": {"notify.listen: Dovecot's ox driver calls no UNIX socket; use one only behind a proxy"},
 		"listen = \"127.0.0.1:1\"\nurl = \"http://n.example\"\n" + tlsKeys: {
 			"notify.url: has Dovecot send the password, senders and subjects in clear to \"n.example\"; use https, with a certificate here or a TLS proxy",
 			"notify.url: begins with http, but tls_cert_file makes the listeners speak https"},
