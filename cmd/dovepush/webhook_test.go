@@ -276,3 +276,27 @@ func TestWhatIsKeptForAWebhookThatIsGoneIsSaidAndDropped(t *testing.T) {
 	}
 	r.stop()
 }
+
+func TestDoctorMissesASpoolThatWasRemovedUnderTheService(t *testing.T) {
+	w := notified{&site{t: t, dir: t.TempDir()}, anyPort(t)}
+	h := newHookServer(t)
+	w.write("hook.secret", h.secret()+"\n")
+	w.write("config.toml", fmt.Sprintf("[[server]]\naddress = \"127.0.0.1:1\"\ntls = \"none\"\n[registry]\npath = \"r.db\"\n[api]\nlisten = \"unix:%s\"\n[notify]\nlisten = %q\npassword = \"p@ss\"\n%s",
+		w.socket(), w.address, h.settings("app", "")))
+	r := w.start()
+	if out := w.run(exitTemporary, "doctor"); !strings.Contains(out, "ok    spool") {
+		t.Errorf("doctor says:\n%s", out)
+	}
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := os.Remove(filepath.Join(w.dir, "spool.db"+suffix)); err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+	}
+	if out := w.run(exitConfig, "doctor"); !strings.Contains(out, "FAIL  spool") || !strings.Contains(out, "mend: systemctl restart dovepush") {
+		t.Errorf("doctor says:\n%s", out)
+	}
+	if status := w.put("dovecot", "p@ss", pushPath, `{"user":"alice"}`); status != 503 {
+		t.Errorf("status %d", status)
+	}
+	r.stop()
+}
