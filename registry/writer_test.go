@@ -51,12 +51,12 @@ func TestCallersShareCommits(t *testing.T) {
 	}
 }
 
-func TestABatchIsOneTransactionAndErrorsStayWithTheirCaller(t *testing.T) {
+func TestABatchIsOneTransaction(t *testing.T) {
 	r, _ := fresh(t)
 	odd := errors.New("odd")
 	var began []transaction
-	makeChange := func(user string, fail error) *change {
-		return &change{ctx: t.Context(), rows: 1, done: make(chan struct{}), do: func(ctx context.Context, tx transaction) error {
+	makeChange := func(user string, fail error) change {
+		return change{1, func(ctx context.Context, tx transaction) error {
 			began = append(began, tx)
 			if err := intendEach(ctx, tx, []Intent{present(Key{user, "main"}, "v")}, noon); err != nil {
 				return err
@@ -65,35 +65,20 @@ func TestABatchIsOneTransactionAndErrorsStayWithTheirCaller(t *testing.T) {
 		}}
 	}
 	good, bad, late := makeChange("good", nil), makeChange("bad", odd), makeChange("late", nil)
-	gone := makeChange("gone", nil)
-	cancelled, cancel := context.WithCancel(t.Context())
-	cancel()
-	gone.ctx = cancelled
-	r.writer.commit([]*change{good, gone, bad, late})
-	if !errors.Is(gone.err, context.Canceled) {
-		t.Errorf("the cancelled caller got %v", gone.err)
+	if err, culprit := r.writer.transact(t.Context(), []change{good, bad, late}); !errors.Is(err, odd) || !culprit || len(began) != 2 {
+		t.Errorf("%v, culprit %v, %d changes were run", err, culprit, len(began))
 	}
-	if good.err != nil || !errors.Is(bad.err, odd) || late.err != nil {
-		t.Errorf("errors %v, %v, %v", good.err, bad.err, late.err)
+	if regs := all(t, r, Filter{}); len(regs) != 0 {
+		t.Errorf("rows %+v of a transaction that failed", regs)
 	}
-	regs := all(t, r, Filter{})
-	if len(regs) != 2 || regs[0].User != "good" || regs[1].User != "late" {
+	if err, _ := r.writer.transact(t.Context(), []change{good, late}); err != nil {
+		t.Error(err)
+	}
+	if regs := all(t, r, Filter{}); len(regs) != 2 || regs[0].User != "good" || regs[1].User != "late" {
 		t.Errorf("rows %+v", regs)
 	}
-	if len(began) != 5 || began[0].Tx != began[1].Tx || began[2].Tx == began[3].Tx {
-		t.Errorf("%d changes were run, want two together and then three apart", len(began))
-	}
-}
-
-func TestGatherTakesWhatWaitsUpToABound(t *testing.T) {
-	w := &writer{queue: make(chan *change, 10)}
-	for range 4 {
-		w.queue <- &change{rows: maxBatch / 2}
-	}
-	for i, want := range []int{3, 3, 1} {
-		if n := len(w.gather(&change{rows: 1})); n != want {
-			t.Errorf("batch %d: %d gathered, want %d", i, n, want)
-		}
+	if len(began) != 4 || began[2].Tx != began[3].Tx {
+		t.Errorf("%d changes were run, want the last two together", len(began))
 	}
 }
 

@@ -25,24 +25,26 @@ const (
 // cleaner empties the write-ahead log after something was deleted: secure_delete
 // overwrites it in the file only, and the log still has the page as it was.
 type cleaner struct {
-	writer *writer
-	db     *sql.DB // its own connection: it syncs to disk while commits go on
-	dirty  chan struct{}
-	stop   context.CancelFunc
-	done   chan struct{}
+	writing *sql.DB // the writer's one connection: who has it, no commit is under way
+	db      *sql.DB // its own connection: it syncs to disk while commits go on
+	dirty   chan struct{}
+	stop    context.CancelFunc
+	done    chan struct{}
 }
 
-func newCleaner(w *writer, db *sql.DB) *cleaner {
+func newCleaner(writing, db *sql.DB) *cleaner {
 	ctx, cancel := context.WithCancel(context.Background())
-	c := &cleaner{writer: w, db: db, dirty: make(chan struct{}, 1), stop: cancel, done: make(chan struct{})}
-	w.dirty = func() {
-		select {
-		case c.dirty <- struct{}{}:
-		default:
-		}
-	}
+	c := &cleaner{writing: writing, db: db, dirty: make(chan struct{}, 1), stop: cancel, done: make(chan struct{})}
 	go c.run(ctx)
 	return c
+}
+
+// wake tells the cleaner that something was deleted. It does not wait.
+func (c *cleaner) wake() {
+	select {
+	case c.dirty <- struct{}{}:
+	default:
+	}
 }
 
 func (c *cleaner) close() {
@@ -81,8 +83,7 @@ func (c *cleaner) clean(ctx context.Context) bool {
 	if _, err := c.db.ExecContext(ctx, "PRAGMA wal_checkpoint(PASSIVE)"); err != nil {
 		return false
 	}
-	err := c.writer.submit(ctx, "empty the log", &change{alone: func() error { return truncate(ctx, c.writer.db, giveBack) }})
-	return err == nil
+	return truncate(ctx, c.writing, giveBack) == nil
 }
 
 // truncate gives up to so many free pages back and empties the log, without any

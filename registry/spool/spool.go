@@ -150,14 +150,14 @@ func (s *Spool) open(ctx context.Context) (err error) {
 	if err := file.Migrate(ctx, writing, schema); err != nil {
 		return err
 	}
-	if s.writer, err = newWriter(ctx, s.path, writing, s.still); err != nil {
+	s.cleaner = newCleaner(writing, checkpoints)
+	if s.writer, err = newWriter(ctx, s.path, writing, s.still, s.cleaner.wake); err != nil {
+		s.cleaner.close()
 		return err
 	}
-	s.cleaner = newCleaner(s.writer, checkpoints)
-	go s.writer.run()
 	s.close = sync.OnceValue(func() error {
 		s.cleaner.close()
-		s.writer.close()
+		s.writer.Close()
 		var errs []error
 		for _, db := range opened {
 			errs = append(errs, db.Close())
