@@ -11,10 +11,10 @@
 //	verdict := doctor.Run(ctx, doctor.Options{
 //		Config: load,
 //		User:   "alice",
-//		Report: func(r doctor.Result) { fmt.Print(r.Text()) },
+//		Report: func(r doctor.Result) { print(r.Text()) },
 //		...
 //	})
-//	fmt.Println(verdict.Text())
+//	print(verdict.Text())
 //
 // A link that fails makes those that depend on it skipped; other branches go on.
 // What the outcome of a delivery means is decided by diagnose, a pure function

@@ -2,28 +2,26 @@ package doctor
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
-	"unicode"
 )
 
 // Text is the link as people read it: a line, and the mend on lines of its own.
-// Names and replies cannot steer the terminal.
+// It may hold what strangers wrote, but no line more for that.
 func (r Result) Text() string {
 	var b strings.Builder
 	status := string(r.Status)
 	if r.Status == Fail {
 		status = "FAIL"
 	}
-	fmt.Fprintf(&b, "%-4s  %-28s  %s", status, printable(r.Name()), printable(r.Detail))
+	fmt.Fprintf(&b, "%-4s  %-28s  %s", status, flat(r.Name()), flat(r.Detail))
 	if t := spent(r.Seconds); t != "" && r.Status != Skip {
 		fmt.Fprintf(&b, "  [%s]", t)
 	}
 	b.WriteByte('\n')
 	for line := range strings.SplitSeq(strings.TrimSpace(r.Mend), "\n") {
 		if line != "" {
-			fmt.Fprintf(&b, "      mend: %s\n", printable(line))
+			fmt.Fprintf(&b, "      mend: %s\n", line)
 		}
 	}
 	return b.String()
@@ -40,7 +38,8 @@ func (v Verdict) Status() Status {
 	return OK
 }
 
-// Text is the verdict in one line, without its end.
+// Text is the verdict in one line, without its end. Like a link's it may hold
+// what strangers wrote.
 func (v Verdict) Text() string {
 	var text string
 	switch {
@@ -58,7 +57,7 @@ func (v Verdict) Text() string {
 	if v.Warned > 0 {
 		text += fmt.Sprintf(", with %s", count(v.Warned, "warning"))
 	}
-	return printable(text)
+	return flat(text)
 }
 
 // count is "1 thing" or "2 things".
@@ -81,11 +80,5 @@ func spent(seconds float64) string {
 	return fmt.Sprintf("%.1f s", d.Seconds())
 }
 
-// printable keeps hostile text from steering the terminal.
-func printable(s string) string {
-	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }) < 0 {
-		return s
-	}
-	quoted := strconv.Quote(strings.ReplaceAll(s, "\n", "; "))
-	return quoted[1 : len(quoted)-1]
-}
+// flat is a text on one line.
+func flat(s string) string { return strings.ReplaceAll(s, "\n", "; ") }

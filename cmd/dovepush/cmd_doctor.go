@@ -90,7 +90,7 @@ func (a *app) doctor(ctx context.Context, f doctorFlags) error {
 		if f.asObjects {
 			err = printJSON(a.stdout, object)
 		} else {
-			_, err = fmt.Fprint(a.stdout, text)
+			err = printLines(a.stdout, text)
 		}
 		printing = errors.Join(printing, err)
 	}

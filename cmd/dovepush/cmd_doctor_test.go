@@ -173,3 +173,14 @@ func TestDoctorFindsADamagedSpool(t *testing.T) {
 		t.Errorf("doctor says %s", text)
 	}
 }
+
+func TestWhatOthersWroteCannotSteerTheTerminal(t *testing.T) {
+	r := doctor.Result{Link: "login", Server: "main", Status: doctor.Fail, Detail: "says \x1b[2J\u0085\rb", Mend: "one\ntwo \x07"}
+	var out strings.Builder
+	if err := printLines(&out, r.Text()); err != nil {
+		t.Fatal(err)
+	}
+	if want := "FAIL  main: login                   says \\x1b[2J\\u0085\\rb\n      mend: one\n      mend: two \\a\n"; out.String() != want {
+		t.Errorf("got %q, want %q", out.String(), want)
+	}
+}

@@ -88,6 +88,16 @@ func printJSON(w io.Writer, v any) error {
 	return err
 }
 
+// printLines prints text that may hold what servers and users have written.
+func printLines(w io.Writer, text string) error {
+	for line := range strings.Lines(text) {
+		if _, err := fmt.Fprintln(w, printable(strings.TrimSuffix(line, "\n"))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // printable keeps hostile names and replies from steering the terminal.
 func printable(s string) string {
 	if strings.IndexFunc(s, func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }) < 0 {
