@@ -205,11 +205,11 @@ func (t Target) check() error {
 	if min(t.Timeout, t.RetryInitial, t.RetryMax, t.GiveUpAfter) < 0 || min(t.MaxConnections, t.MaxRefusals) < 0 {
 		return errors.New("a time or number is below 0")
 	}
-	return CheckURL(t.URL)
+	return checkURL(t.URL)
 }
 
-// CheckURL says what is wrong with a target's URL, without showing it.
-func CheckURL(text string) error {
+// checkURL says what is wrong with a target's URL, without showing it.
+func checkURL(text string) error {
 	u, err := url.Parse(text)
 	switch {
 	case err != nil:

@@ -10,6 +10,7 @@
 //		f.WantWAL(ctx, db)
 //		f.Migrate(ctx, db, steps)
 //	})
+//	g := dbfile.NewGroup(...)            // callers share commits
 //	f.Still(info)                        // after each commit
 //	f.Explain(op, err)                   // each error of SQLite's
 package dbfile
